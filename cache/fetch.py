@@ -1,0 +1,428 @@
+"""Fetching: one fetch an object however many wait, and the one place where bytes are verified.
+
+State: the flights under way (by tenant and digest), a short memory of failures, a ring of recent chunks that could
+not be kept on disk. All of it bounded, all of it touched on the event loop only.
+
+Rules:
+- A flight belongs to the cache's nursery: a reader that gives up never cancels it. One that joins it while it waits
+  to try again makes it try sooner.
+- What the cache has itself, under another name, is asked first (``nearby``): that answer is verified already. A disk
+  that does not give it within NEARBY_S is asked no more for as long.
+- Bytes leave here only after BLAKE3 and length were right. A wrong answer counts against its source; the next
+  source is asked, at the end the last one once more; then it is a DigestMismatch.
+- The readers have their bytes before the disk has: storing comes after landing, and its failure is not theirs.
+- A failure is remembered for NEGATIVE_S: a storm of readers costs one fetch, and a repair heals at once.
+- The last source, the library's own store, decides what kind of error it is: only it knows what is missing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from cache.sources.protocol import Accountable, Impatient, ObjectRef, Source
+from manifest.digest import Digest
+from manifest.errors import DamfsError, DigestMismatch, FormatError, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Hashable, Sequence
+
+    from cache.clone import Found
+    from cache.metrics import CacheMetrics, Counters
+
+logger = logging.getLogger(__name__)
+
+Key = tuple[str, bytes]
+
+NEGATIVE_S = 0.5
+NEGATIVES_MAX = 1024
+FLIGHTS_MAX = 8192
+INFLIGHT_BYTES_MAX = 256 * 1024 * 1024
+RING_BYTES_MAX = 128 * 1024 * 1024
+VERIFY_THREADS = 4
+UNKNOWN_LENGTH_BYTES = 1024 * 1024
+"""What a flight of unknown length (a recipe) counts for."""
+FLIGHT_S_MIN = 30.0
+"""A shared fetch has at least so long, however short of time its first reader is."""
+NEARBY_S = 10.0
+SOURCE_SHARE = 0.5
+"""The part of the time left that a source may take when there is another one behind it."""
+
+
+class Sink(Protocol):
+    """Where a flight's bytes are kept."""
+
+    @property
+    def sink_key(self) -> Hashable:
+        """Sinks with equal keys are one."""
+
+    def adopt(self) -> None:
+        """A flight has taken the sink: what it stands for must stay until ``drop``."""
+
+    async def keep(self, data: memoryview | bytes, found: Found | None) -> bool:
+        """Store verified bytes, that were ``found`` in the cache; False when they could not be kept. Raises nothing."""
+
+    def drop(self) -> None:
+        """The flight that adopted the sink is over, whether it came to ``keep`` or not."""
+
+
+class Flight:
+    """One fetch, shared. ``data`` or ``error`` is set once, before ``landed``."""
+
+    __slots__ = ("data", "deadline", "error", "found", "hint", "landed", "ref", "sinks")
+
+    def __init__(self, ref: ObjectRef, deadline: float, hint: str) -> None:
+        self.ref = ref
+        self.deadline = deadline
+        self.hint = hint
+        self.landed = trio.Event()
+        self.data: memoryview | bytes | None = None
+        self.found: Found | None = None
+        self.error: DamfsError | None = None
+        self.sinks: OrderedDict[Hashable, Sink] = OrderedDict()
+
+
+class Ring:
+    """Recent chunks in memory, verified: for what the disk cannot hold, so that each READ does not fetch it again.
+
+    Invariant: ``_bytes`` is the sum of the lengths and at most ``_bytes_max``.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._chunks: OrderedDict[Key, memoryview | bytes] = OrderedDict()
+
+    def get(self, key: Key) -> memoryview | bytes | None:
+        """A chunk, which is young again; or None."""
+        data = self._chunks.get(key)
+        if data is not None:
+            self._chunks.move_to_end(key)
+        return data
+
+    def put(self, key: Key, data: memoryview | bytes) -> None:
+        """Keep a chunk and let the oldest ones go."""
+        if len(data) > self._bytes_max or key in self._chunks:
+            return
+        self._chunks[key] = data
+        self._bytes += len(data)
+        while self._bytes > self._bytes_max:
+            _, old = self._chunks.popitem(last=False)
+            self._bytes -= len(old)
+
+
+class ByteBudget:
+    """Bytes in flight, first come first served. An amount above the whole counts as the whole."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._free = self._all = bytes_max
+        self._queue: deque[tuple[int, trio.Event]] = deque()
+
+    async def take(self, amount: int) -> int:
+        """Wait for ``amount`` bytes; returns what to ``give`` back. Cancellation takes nothing."""
+        amount = min(amount, self._all)
+        if self._queue or amount > self._free:
+            turn = trio.Event()
+            entry = (amount, turn)
+            self._queue.append(entry)
+            try:
+                await turn.wait()
+            except trio.Cancelled:
+                if turn.is_set():
+                    self.give(amount)
+                else:
+                    self._queue.remove(entry)
+                    self._next()
+                raise
+        else:
+            self._free -= amount
+        return amount
+
+    def give(self, amount: int) -> None:
+        """Give bytes back."""
+        self._free += amount
+        self._next()
+
+    def _next(self) -> None:
+        while self._queue and self._queue[0][0] <= self._free:
+            amount, turn = self._queue.popleft()
+            self._free -= amount
+            turn.set()
+
+
+class _Question:
+    """One that may be given up while a thread that cannot be stopped looks for the answer.
+
+    Invariant: a file that was found is in use until somebody has taken it, or has given the question up.
+    """
+
+    __slots__ = ("_found", "_given_up", "answered")
+
+    def __init__(self) -> None:
+        self.answered = trio.Event()
+        self._found: Found | None = None
+        self._given_up = False
+
+    async def ask(self, nearby: Callable[[ObjectRef], Awaitable[Found | None]], ref: ObjectRef) -> None:
+        try:
+            self._found = await nearby(ref)
+        except Exception:
+            logger.exception("%s: looking for it in the cache ended with an error that is a bug", ref)
+        self.answered.set()
+        if self._given_up:
+            self.give_up()
+
+    def take(self) -> Found | None:
+        found, self._found = self._found, None
+        return found
+
+    def give_up(self) -> None:
+        self._given_up = True
+        found = self.take()
+        if found is not None:
+            found.file.done()
+
+
+class Fetcher:
+    """See the module's rules."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        sources: Sequence[Source],
+        counters: Counters,
+        metrics: CacheMetrics,
+        *,
+        nearby: Callable[[ObjectRef], Awaitable[Found | None]] | None = None,
+        inflight_bytes_max: int = INFLIGHT_BYTES_MAX,
+        ring_bytes_max: int = RING_BYTES_MAX,
+        flights_max: int = FLIGHTS_MAX,
+    ) -> None:
+        assert sources, "a cache without a source can fill nothing"
+        self._nursery = nursery
+        self._sources = list(sources)
+        self._impatient = [source for source in sources if isinstance(source, Impatient)]
+        self._nearby = nearby
+        self._nearby_from = -math.inf
+        self._counters = counters
+        self._metrics = metrics
+        self._budget = ByteBudget(inflight_bytes_max)
+        self._ring = Ring(ring_bytes_max)
+        self._flights_max = flights_max
+        self._flights: dict[Key, Flight] = {}
+        self._one_less = trio.Event()
+        self._negative: OrderedDict[Key, tuple[DamfsError, float]] = OrderedDict()
+        self._closed = False
+        self._verify_limiter = trio.CapacityLimiter(VERIFY_THREADS)
+
+    @property
+    def inflight(self) -> int:
+        """Fetches under way or queued."""
+        return len(self._flights)
+
+    def close(self) -> None:
+        """Begin nothing any more."""
+        self._closed = True
+
+    def recent(self, ref: ObjectRef) -> memoryview | bytes | None:
+        """The bytes if they are in memory: in a flight that has landed, or in the ring. Verified."""
+        key = (ref.tenant, ref.digest)
+        flight = self._flights.get(key)
+        if flight is not None and flight.data is not None:
+            return flight.data
+        return self._ring.get(key)
+
+    def nudge(self, ref: ObjectRef, sink: Sink, deadline: float, hint: str) -> None:
+        """Start a fetch that ``get`` is going to wait for, if there is room and no reason against it."""
+        key = (ref.tenant, ref.digest)
+        room = key in self._flights or len(self._flights) < self._flights_max
+        if room and not self._closed and self._failed(key) is None:
+            self._begin(key, ref, sink, deadline, hint)
+
+    async def get(self, ref: ObjectRef, sink: Sink | None, deadline: float, hint: str) -> memoryview | bytes:
+        """The verified bytes of ``ref``, fetched with everybody else who wants them now.
+
+        ``sink`` keeps them on disk. ``deadline`` (trio's clock) says how long the fetch may go on; the caller's own
+        scope ends the wait. Raises Unavailable, NotFound, AccessDenied, DigestMismatch.
+        """
+        key = (ref.tenant, ref.digest)
+        while True:
+            if self._closed:
+                raise Unavailable(f"{ref}: the cache is closed")
+            failed = self._failed(key)
+            if failed is not None:
+                error, until = failed
+                if not isinstance(error, Unavailable) or until >= deadline:
+                    raise _again(error)
+                await trio.sleep_until(until)
+                continue
+            if key not in self._flights and len(self._flights) >= self._flights_max:
+                await self._one_less.wait()
+                continue
+            flight = self._begin(key, ref, sink, deadline, hint)
+            await flight.landed.wait()
+            if flight.data is not None:
+                return flight.data
+            assert flight.error is not None
+            if isinstance(flight.error, Unavailable) and flight.deadline < deadline - NEGATIVE_S:
+                continue  # it was begun for somebody with less patience
+            raise _again(flight.error)
+
+    def _begin(self, key: Key, ref: ObjectRef, sink: Sink | None, deadline: float, hint: str) -> Flight:
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = Flight(ref, max(deadline, trio.current_time() + FLIGHT_S_MIN), hint)
+            self._flights[key] = flight
+            self._nursery.start_soon(self._fly, key, flight)
+        elif flight.data is None:
+            for source in self._impatient:
+                source.hurry(flight.ref)
+        if sink is not None and sink.sink_key not in flight.sinks:
+            sink.adopt()
+            flight.sinks[sink.sink_key] = sink
+        return flight
+
+    async def _fly(self, key: Key, flight: Flight) -> None:
+        """Fetch, verify, hand out, keep. Always ends the flight; raises only Cancelled, when the cache closes."""
+        amount = 0
+        try:
+            amount = await self._reserve(flight)
+            flight.found = await self._ask_nearby(flight.ref)
+            flight.data = await self._obtain(flight) if flight.found is None else flight.found.data
+            flight.landed.set()
+            await self._keep(key, flight)
+        except DamfsError as error:
+            self._remember(key, error)
+            flight.error = error
+        except trio.Cancelled:
+            flight.error = Unavailable(f"{flight.ref}: the cache is being closed")
+            raise
+        except Exception as error:
+            logger.exception("%s: a fetch ended with an error that is a bug", flight.ref)
+            flight.error = Unavailable(f"{flight.ref}: {type(error).__name__}, see the log")
+            self._remember(key, flight.error)
+        finally:
+            if amount:
+                self._budget.give(amount)
+            if flight.found is not None:
+                flight.found.file.done()
+            del self._flights[key]
+            flight.landed.set()
+            for sink in flight.sinks.values():
+                sink.drop()
+            self._one_less.set()
+            self._one_less = trio.Event()
+
+    async def _reserve(self, flight: Flight) -> int:
+        """Memory for the flight's bytes; returns what to give back."""
+        with trio.CancelScope(deadline=flight.deadline):
+            return await self._budget.take(flight.ref.length or UNKNOWN_LENGTH_BYTES)
+        raise Unavailable(f"{flight.ref}: no memory for another fetch within the deadline: sources are slow")
+
+    async def _ask_nearby(self, ref: ObjectRef) -> Found | None:
+        """What the cache has of it already, if that is soon known."""
+        if self._nearby is None or trio.current_time() < self._nearby_from:
+            return None
+        question = _Question()
+        self._nursery.start_soon(question.ask, self._nearby, ref)
+        try:
+            with trio.move_on_after(NEARBY_S):
+                await question.answered.wait()
+                return question.take()
+        finally:
+            question.give_up()
+        self._nearby_from = trio.current_time() + NEARBY_S
+        return None
+
+    async def _keep(self, key: Key, flight: Flight) -> None:
+        """Give the bytes to every sink, those too that come while others store."""
+        assert flight.data is not None
+        while flight.sinks:
+            _, sink = flight.sinks.popitem(last=False)
+            try:
+                kept = await sink.keep(flight.data, flight.found)
+            finally:
+                sink.drop()
+            if not kept:
+                self._ring.put(key, flight.data)
+
+    async def _obtain(self, flight: Flight) -> memoryview | bytes:
+        """Verified bytes from the first source that has them."""
+        error: DamfsError | None = None
+        wrong_last = False
+        for number, source in enumerate(self._sources):
+            is_last = number == len(self._sources) - 1
+            try:
+                return await self._ask(source, flight, is_last=is_last)
+            except DamfsError as failure:
+                error = failure
+                wrong_last = is_last and isinstance(failure, DigestMismatch)
+        if wrong_last:
+            try:
+                return await self._ask(self._sources[-1], flight, is_last=True)
+            except DamfsError as failure:
+                error = failure
+        assert error is not None
+        raise error
+
+    async def _ask(self, source: Source, flight: Flight, *, is_last: bool) -> memoryview | bytes:
+        """Ask one source and verify. The log line on failure names show, path, object and source."""
+        ref = flight.ref
+        now = trio.current_time()
+        deadline = flight.deadline if is_last else now + (flight.deadline - now) * SOURCE_SHARE
+        begun = time.perf_counter()
+        try:
+            data = await source.fetch(ref, deadline)
+            await self._verify(ref, data, source)
+        except DamfsError as failure:
+            if isinstance(failure, FormatError):  # longer than it may be: refused before it was read
+                failure = DigestMismatch(str(failure))
+            if isinstance(failure, DigestMismatch):
+                self._counters.verification_failures[source.name] += 1
+                if isinstance(source, Accountable):
+                    source.rejected(str(failure))
+            self._counters.fetch_errors[source.name, type(failure).__name__] += 1
+            logger.warning(
+                "fetch failed: show %s, path %s, %s %s, source %s: %s: %s",
+                ref.tenant, flight.hint or "?", ref.kind, ref.digest, source.name, type(failure).__name__, failure,
+            )  # fmt: skip
+            raise failure from None
+        finally:
+            self._metrics.latency_s.labels(source.name).observe(time.perf_counter() - begun)
+        self._counters.fetched(ref.tenant, source.name, len(data))
+        return data
+
+    async def _verify(self, ref: ObjectRef, data: memoryview | bytes, source: Source) -> None:
+        """The one place where fetched bytes are judged."""
+        if ref.length is not None and len(data) != ref.length:
+            raise DigestMismatch(
+                f"{ref} from {source.name} has {len(data)} bytes, expected {ref.length}: put it into the store again"
+            )
+        digest = await trio.to_thread.run_sync(Digest.of, data, limiter=self._verify_limiter)
+        if digest != ref.digest:
+            raise DigestMismatch(f"{ref} from {source.name} has the digest {digest}: put it into the store again")
+
+    def _failed(self, key: Key) -> tuple[DamfsError, float] | None:
+        found = self._negative.get(key)
+        if found is not None and found[1] <= trio.current_time():
+            del self._negative[key]
+            return None
+        return found
+
+    def _remember(self, key: Key, error: DamfsError) -> None:
+        self._negative[key] = (error, trio.current_time() + NEGATIVE_S)
+        self._negative.move_to_end(key)
+        while len(self._negative) > NEGATIVES_MAX:
+            self._negative.popitem(last=False)
+
+
+def _again(error: DamfsError) -> DamfsError:
+    """An error for one more reader: an exception object belongs to whoever catches it."""
+    copy = type(error)(*error.args)
+    copy.__cause__ = error
+    return copy

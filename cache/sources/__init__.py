@@ -1,0 +1,1 @@
+"""Where chunks come from, behind one protocol."""

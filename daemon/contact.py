@@ -1,0 +1,149 @@
+"""Whether the library answers, and which shows it has.
+
+State: ``Contact`` knows whether the library is "offline": the last attempt to list the shows failed, and nothing else
+was had from it since (a log that was read, a chunk). It asks at a slow pace while all is well, soon after somebody's
+request failed, and, while the library does not answer, again and again with a back-off that stays below RETRY_S_MAX:
+the way back is noticed within seconds, however long it was gone, and at once when somebody else finds it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from typing import TYPE_CHECKING
+
+import trio
+
+from manifest.errors import DamfsError, Unavailable
+from manifest.identity import list_shows
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from manifest.library import Library
+
+log = logging.getLogger(__name__)
+
+ASK_TIMEOUT_S = 4.0
+PACE_S = 5.0
+"""The shows are listed so often while the library answers, in seconds; new shows appear within it."""
+GLANCE_S = 1.0
+RETRY_S_MIN = 0.25
+RETRY_S_MAX = 5.0
+
+
+def back_off(failures: int) -> float:
+    """Seconds to wait after so many failures in a row (≥ 1): doubled each time, jittered, at most RETRY_S_MAX."""
+    longest = min(RETRY_S_MAX, RETRY_S_MIN * 2 ** min(failures, 10))
+    return random.uniform(longest / 2, longest)  # noqa: S311  jitter, no secret
+
+
+class Contact:
+    """Asks the library for its shows, for as long as ``run`` runs.
+
+    ``on_shows`` is given each listing that succeeded; ``on_return`` is called when the library answers again.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        *,
+        pace_s: float,
+        threads: trio.CapacityLimiter,
+        on_shows: Callable[[list[str]], Awaitable[None]],
+        on_return: Callable[[], None],
+    ) -> None:
+        self._library = library
+        self._pace_s = max(PACE_S, pace_s)
+        self._threads = threads
+        self._on_shows = on_shows
+        self._on_return = on_return
+        self._nudged = trio.Event()
+        self._asked = trio.Event()
+        self._asked_at = self._answered_at = -math.inf
+        self._is_silent = True
+        self.reason: str | None = None
+
+    @property
+    def offline(self) -> bool:
+        """Whether the library did not answer when it was asked last."""
+        return self.reason is not None
+
+    def begin(self, *, offline_because: str | None) -> None:
+        """What the start-up found out, before ``run``."""
+        self.reason = offline_because
+
+    def answered(self) -> None:
+        """Somebody had an answer: the library is back, if it did not answer before; its shows are listed soon.
+
+        It is not back if it did answer, and forbade to list its shows.
+        """
+        self._answered_at = trio.current_time()
+        if self.offline and self._is_silent:
+            self._up()
+            self.glance()
+
+    def nudge(self) -> None:
+        """Ask again at once: somebody's request failed, or somebody wants to know."""
+        self._nudged.set()
+
+    def glance(self) -> None:
+        """Ask again soon, but not for each of many: somebody looked up a name that may be a new show."""
+        if trio.current_time() - self._asked_at > GLANCE_S:
+            self._nudged.set()
+
+    async def ask(self, timeout_s: float) -> None:
+        """Wait until the library was asked once more; it may have answered or not. At most ``timeout_s``."""
+        with trio.move_on_after(timeout_s):
+            for _ in range(2):  # the listing that is under way may have begun before we were asked
+                asked = self._asked
+                self.nudge()
+                await asked.wait()
+
+    async def run(self) -> None:
+        """Ask for ever. Cancellation abandons a request that is under way."""
+        failures = 0
+        while True:
+            self._nudged = trio.Event()
+            self._asked_at = trio.current_time()
+            try:
+                is_answered = await self._ask()
+            except Exception as error:  # whatever it is, the library is asked again
+                log.error("a bug of damfs: the shows of the library cannot be listed", exc_info=error)
+                is_answered = False
+            failures = 0 if is_answered else failures + 1
+            asked, self._asked = self._asked, trio.Event()
+            asked.set()
+            with trio.move_on_after(back_off(failures) if failures else self._pace_s):
+                await self._nudged.wait()
+            await trio.sleep(RETRY_S_MIN / 5)  # nudges come in swarms
+
+    async def _ask(self) -> bool:
+        try:
+            shows = await trio.to_thread.run_sync(
+                lambda: list_shows(self._library, timeout_s=ASK_TIMEOUT_S),
+                limiter=self._threads,
+                abandon_on_cancel=True,
+            )
+        except DamfsError as error:
+            self._down(error)
+            return False
+        self._up()
+        await self._on_shows(shows)
+        return True
+
+    def _down(self, error: DamfsError) -> None:
+        self._is_silent = isinstance(error, Unavailable)
+        if self._is_silent and self._answered_at > self._asked_at:
+            log.debug("the shows were not listed, and yet the library answers: %s", error)
+            return
+        if not self.offline:
+            log.warning("offline: %s", error)
+        self.reason = str(error)
+
+    def _up(self) -> None:
+        was_offline, self.reason = self.offline, None
+        if was_offline:
+            log.info("online: %s answers again", self._library.url)
+            self._on_return()

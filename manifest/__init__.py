@@ -1,0 +1,1 @@
+"""The truth of a library: which names stand for which bytes, at every revision of every show."""

@@ -1,0 +1,1 @@
+"""The tests: real mounts, real media, real stores."""

@@ -1,0 +1,1 @@
+"""The ``damfs`` command, a module per family of sub-commands."""

@@ -1,0 +1,1 @@
+"""Publishing: from files on a disk to one signed entry in a show's log."""

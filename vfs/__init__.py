@@ -1,0 +1,1 @@
+"""What the kernel asks: names, attributes and reads of the mounted library."""
