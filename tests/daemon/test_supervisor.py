@@ -230,7 +230,7 @@ def test_a_zygote_has_one_thread_and_nothing_open(stage: Stage) -> None:
     assert len(os.listdir(f"/proc/{zygote}/task")) == 1
     assert open_descriptors(zygote) == 4, "the standard ones, and its socket"
     waiting = stage.processes()["damfs-standby"]
-    assert open_descriptors(waiting) == 4
+    wait_until(lambda: open_descriptors(waiting) == 4, "it to hand over its lifeline and keep nothing else")
     assert "damfs-zygote" not in Path(f"/proc/{waiting}/stat").read_text()
 
 
