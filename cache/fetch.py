@@ -5,7 +5,8 @@ not be kept on disk. All of it bounded, all of it touched on the event loop only
 
 Rules:
 - A flight belongs to the cache's nursery: a reader that gives up never cancels it. One that joins it while it waits
-  to try again makes it try sooner.
+  to try again makes it try sooner; while it waits for its turn (``queue.py``), and wants it more urgently, gives it
+  that priority.
 - What the cache has itself, under another name, is asked first (``nearby``): that answer is verified already. A disk
   that does not give it within NEARBY_S is asked no more for as long.
 - Bytes leave here only after BLAKE3 and length were right. A wrong answer counts against its source; the next
@@ -20,11 +21,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from cache.queue import Priority, Queue
 from cache.sources.protocol import Accountable, Impatient, ObjectRef, Source
 from manifest.digest import Digest
 from manifest.errors import DamfsError, DigestMismatch, FormatError, Unavailable
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
     from cache.clone import Found
     from cache.metrics import CacheMetrics, Counters
+    from cache.queue import Turn
 
 logger = logging.getLogger(__name__)
 
@@ -72,14 +75,15 @@ class Sink(Protocol):
 
 
 class Flight:
-    """One fetch, shared. ``data`` or ``error`` is set once, before ``landed``."""
+    """One fetch, shared; ``turn`` is its place in the queue. ``data`` or ``error`` is set once, before ``landed``."""
 
-    __slots__ = ("data", "deadline", "error", "found", "hint", "landed", "ref", "sinks")
+    __slots__ = ("data", "deadline", "error", "found", "hint", "landed", "ref", "sinks", "turn")
 
-    def __init__(self, ref: ObjectRef, deadline: float, hint: str) -> None:
+    def __init__(self, ref: ObjectRef, deadline: float, hint: str, turn: Turn) -> None:
         self.ref = ref
         self.deadline = deadline
         self.hint = hint
+        self.turn = turn
         self.landed = trio.Event()
         self.data: memoryview | bytes | None = None
         self.found: Found | None = None
@@ -114,45 +118,6 @@ class Ring:
         while self._bytes > self._bytes_max:
             _, old = self._chunks.popitem(last=False)
             self._bytes -= len(old)
-
-
-class ByteBudget:
-    """Bytes in flight, first come first served. An amount above the whole counts as the whole."""
-
-    def __init__(self, bytes_max: int) -> None:
-        self._free = self._all = bytes_max
-        self._queue: deque[tuple[int, trio.Event]] = deque()
-
-    async def take(self, amount: int) -> int:
-        """Wait for ``amount`` bytes; returns what to ``give`` back. Cancellation takes nothing."""
-        amount = min(amount, self._all)
-        if self._queue or amount > self._free:
-            turn = trio.Event()
-            entry = (amount, turn)
-            self._queue.append(entry)
-            try:
-                await turn.wait()
-            except trio.Cancelled:
-                if turn.is_set():
-                    self.give(amount)
-                else:
-                    self._queue.remove(entry)
-                    self._next()
-                raise
-        else:
-            self._free -= amount
-        return amount
-
-    def give(self, amount: int) -> None:
-        """Give bytes back."""
-        self._free += amount
-        self._next()
-
-    def _next(self) -> None:
-        while self._queue and self._queue[0][0] <= self._free:
-            amount, turn = self._queue.popleft()
-            self._free -= amount
-            turn.set()
 
 
 class _Question:
@@ -211,7 +176,7 @@ class Fetcher:
         self._nearby_from = -math.inf
         self._counters = counters
         self._metrics = metrics
-        self._budget = ByteBudget(inflight_bytes_max)
+        self.queue = Queue(inflight_bytes_max)
         self._ring = Ring(ring_bytes_max)
         self._flights_max = flights_max
         self._flights: dict[Key, Flight] = {}
@@ -237,17 +202,22 @@ class Fetcher:
             return flight.data
         return self._ring.get(key)
 
-    def nudge(self, ref: ObjectRef, sink: Sink, deadline: float, hint: str) -> None:
-        """Start a fetch that ``get`` is going to wait for, if there is room and no reason against it."""
+    def nudge(
+        self, ref: ObjectRef, sink: Sink, deadline: float, hint: str, priority: Priority = Priority.DEMAND
+    ) -> bool:
+        """Start a fetch without waiting for it; False when there is no room, or a reason against it."""
         key = (ref.tenant, ref.digest)
-        room = key in self._flights or len(self._flights) < self._flights_max
-        if room and not self._closed and self._failed(key) is None:
-            self._begin(key, ref, sink, deadline, hint)
+        if self._closed or not self._has_room(key, priority) or self._failed(key) is not None:
+            return False
+        self._begin(key, ref, sink, deadline, hint, priority)
+        return True
 
-    async def get(self, ref: ObjectRef, sink: Sink | None, deadline: float, hint: str) -> memoryview | bytes:
+    async def get(
+        self, ref: ObjectRef, sink: Sink | None, deadline: float, hint: str, priority: Priority = Priority.DEMAND
+    ) -> memoryview | bytes:
         """The verified bytes of ``ref``, fetched with everybody else who wants them now.
 
-        ``sink`` keeps them on disk. ``deadline`` (trio's clock) says how long the fetch may go on; the caller's own
+        ``sink`` keeps them on disk, ``priority`` may promote a fetch that waits. ``deadline`` (trio's clock) says how long the fetch may go on; the caller's own
         scope ends the wait. Raises Unavailable, NotFound, AccessDenied, DigestMismatch.
         """
         key = (ref.tenant, ref.digest)
@@ -261,10 +231,10 @@ class Fetcher:
                     raise _again(error)
                 await trio.sleep_until(until)
                 continue
-            if key not in self._flights and len(self._flights) >= self._flights_max:
+            if not self._has_room(key, priority):
                 await self._one_less.wait()
                 continue
-            flight = self._begin(key, ref, sink, deadline, hint)
+            flight = self._begin(key, ref, sink, deadline, hint, priority)
             await flight.landed.wait()
             if flight.data is not None:
                 return flight.data
@@ -273,13 +243,22 @@ class Fetcher:
                 continue  # it was begun for somebody with less patience
             raise _again(flight.error)
 
-    def _begin(self, key: Key, ref: ObjectRef, sink: Sink | None, deadline: float, hint: str) -> Flight:
+    def _has_room(self, key: Key, priority: Priority) -> bool:
+        """Whether one more may wait: half of the places are for what readers wait for."""
+        limit = self._flights_max if priority == Priority.DEMAND else self._flights_max // 2
+        return key in self._flights or len(self._flights) < limit
+
+    def _begin(
+        self, key: Key, ref: ObjectRef, sink: Sink | None, deadline: float, hint: str, priority: Priority
+    ) -> Flight:
         flight = self._flights.get(key)
         if flight is None:
-            flight = Flight(ref, max(deadline, trio.current_time() + FLIGHT_S_MIN), hint)
+            turn = self.queue.enter(ref.length or UNKNOWN_LENGTH_BYTES, priority)
+            flight = Flight(ref, max(deadline, trio.current_time() + FLIGHT_S_MIN), hint, turn)
             self._flights[key] = flight
             self._nursery.start_soon(self._fly, key, flight)
         elif flight.data is None:
+            self.queue.promote(flight.turn, priority)
             for source in self._impatient:
                 source.hurry(flight.ref)
         if sink is not None and sink.sink_key not in flight.sinks:
@@ -289,9 +268,8 @@ class Fetcher:
 
     async def _fly(self, key: Key, flight: Flight) -> None:
         """Fetch, verify, hand out, keep. Always ends the flight; raises only Cancelled, when the cache closes."""
-        amount = 0
         try:
-            amount = await self._reserve(flight)
+            await self._await_turn(flight)
             flight.found = await self._ask_nearby(flight.ref)
             flight.data = await self._obtain(flight) if flight.found is None else flight.found.data
             flight.landed.set()
@@ -307,8 +285,7 @@ class Fetcher:
             flight.error = Unavailable(f"{flight.ref}: {type(error).__name__}, see the log")
             self._remember(key, flight.error)
         finally:
-            if amount:
-                self._budget.give(amount)
+            self.queue.leave(flight.turn)
             if flight.found is not None:
                 flight.found.file.done()
             del self._flights[key]
@@ -318,11 +295,11 @@ class Fetcher:
             self._one_less.set()
             self._one_less = trio.Event()
 
-    async def _reserve(self, flight: Flight) -> int:
-        """Memory for the flight's bytes; returns what to give back."""
+    async def _await_turn(self, flight: Flight) -> None:
         with trio.CancelScope(deadline=flight.deadline):
-            return await self._budget.take(flight.ref.length or UNKNOWN_LENGTH_BYTES)
-        raise Unavailable(f"{flight.ref}: no memory for another fetch within the deadline: sources are slow")
+            await flight.turn.begun.wait()
+            return
+        raise Unavailable(f"{flight.ref}: its turn did not come within the deadline: the sources are slow")
 
     async def _ask_nearby(self, ref: ObjectRef) -> Found | None:
         """What the cache has of it already, if that is soon known."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from cache.queue import Priority
 from manifest.digest import EMPTY_DIGEST
 from manifest.errors import Unavailable
 
@@ -120,18 +121,37 @@ class CachedObject:
             "the deadline; damfs status says which source is slow or unreachable"
         )
 
-    async def fill(self, chunk_s: float) -> bool:
+    async def fill(
+        self, chunk_s: float, span: tuple[int, int] | None = None, priority: Priority = Priority.PIN
+    ) -> bool:
         """Bring every byte that is not on the local disk, each chunk within ``chunk_s``; whether all of it was kept.
 
-        A small content may be kept a moment later. Raises Unavailable, NotFound, AccessDenied, IntegrityError.
+        ``span``: only the bytes [start, stop), which lie within the size. A small content may be kept a moment later.
+        Raises Unavailable, NotFound, AccessDenied, IntegrityError. Cancellation leaves shared fetches to go on.
         """
         await self._leave_if_retired()
         content = self._content
+        start, stop = span or (0, content.size)
         if content.is_small:
-            await self.read(0, content.size, trio.current_time() + chunk_s)
+            await self._shelf.reader.read_ahead(content, 0, content.size, trio.current_time() + chunk_s, priority)
             return True
-        await self._shelf.reader.refill(content, chunk_s)
-        return content.all_present
+        await self._shelf.reader.refill(content, chunk_s, (start, stop), priority)
+        return self.has(start, stop - start)
+
+    async def read_ahead(
+        self, offset: int, size: int, deadline: float, priority: Priority = Priority.READ_AHEAD
+    ) -> int:
+        """Begin to fetch what is missing of these bytes (cut at the end); how many bytes of chunks were begun.
+
+        Waits for the recipe, if that is an object of its own and not here yet, and for a small content; for nothing
+        else. What there is no room for is not begun. Raises Unavailable, NotFound, AccessDenied, IntegrityError.
+        """
+        assert not self._released
+        count = min(size, self._content.size - offset)
+        if count <= 0 or self.has(offset, count):
+            return 0
+        await self._leave_if_retired()
+        return await self._shelf.reader.read_ahead(self._content, offset, offset + count, deadline, priority)
 
     async def _leave_if_retired(self) -> None:
         """Go on with the content as it is on a shelf that is in service, if this one is not any more."""

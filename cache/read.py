@@ -17,10 +17,11 @@ import trio
 from cache.content import require_size
 from cache.files import read_nowait
 from cache.keep import ChunkSink, SmallSink
+from cache.queue import Priority
 from cache.small import small_key
 from cache.sources.protocol import ObjectRef
 from manifest.digest import Digest
-from manifest.errors import FormatError
+from manifest.errors import DamfsError, FormatError
 from manifest.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 DISK_THREADS = 16
 SMALL_THREADS = 4
 RECIPE_THREADS = 2
+REFILL_AT_ONCE = 4
 
 
 class Reader:
@@ -105,18 +107,59 @@ class Reader:
         finally:
             self._keeper.release(content)
 
-    async def refill(self, content: Content, within_s: float) -> None:
-        """Bring every chunk that is not in the file, in order, each within so many seconds.
+    async def refill(
+        self, content: Content, within_s: float, span: tuple[int, int] | None = None, priority: Priority = Priority.PIN
+    ) -> None:
+        """Bring every chunk of the bytes [start, stop) of ``span``, or all, into the file: REFILL_AT_ONCE at a time.
 
-        Raises what ``Fetcher.get`` raises; returns early when the disk does not take a chunk.
+        ``within_s`` is for each chunk, from when it is asked for. Raises what ``Fetcher.get`` raises; returns early
+        when the disk does not take a chunk. Cancellation leaves shared fetches and stores to go on.
         """
-        recipe = content.recipe or await self._load_recipe(content, trio.current_time() + within_s)
-        for i in range(len(recipe)):
-            if not content.has(i):
+        recipe = content.recipe or await self._load_recipe(content, trio.current_time() + within_s, priority)
+        start, stop = span or (0, content.size)
+        missing = (i for i in recipe.covering(start, stop - start) if not content.has(i))
+        failures: list[DamfsError] = []
+
+        async def bring() -> None:
+            for i in missing:
                 deadline = trio.current_time() + within_s
-                data = await self._fetcher.get(self._ref(content, i), None, deadline, content.hint)
-                if not await self._keeper.store_chunk(content, i, data):
+                try:
+                    data = await self._fetcher.get(self._ref(content, i), None, deadline, content.hint, priority)
+                except DamfsError as error:
+                    failures.append(error)
+                    missing.close()
                     return
+                if not await self._keeper.store_chunk(content, i, data):
+                    missing.close()
+                    return
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(REFILL_AT_ONCE):
+                nursery.start_soon(bring)
+        if failures:
+            raise failures[0]
+
+    async def read_ahead(
+        self, content: Content, start: int, stop: int, deadline: float, priority: Priority = Priority.READ_AHEAD
+    ) -> int:
+        """Begin to fetch what is missing of the bytes [start, stop); how many bytes of chunks were begun.
+
+        Waits for the recipe, if it is not here yet, and for a small content; for nothing else. Raises what
+        ``Fetcher.get`` raises for these. What there is no room for is not begun.
+        """
+        if content.is_small:
+            await self._read_small(content, start, max(stop - start, 1), deadline, priority)
+            return stop - start
+        recipe = content.recipe or await self._load_recipe(content, deadline, priority)
+        begun_bytes = 0
+        for i in recipe.covering(start, stop - start):
+            if content.has(i):
+                continue
+            ref = self._ref(content, i)
+            if not self._fetcher.nudge(ref, ChunkSink(self._keeper, content, i), deadline, content.hint, priority):
+                break
+            begun_bytes += recipe[i].length
+        return begun_bytes
 
     async def _read_chunks(self, content: Content, offset: int, size: int, deadline: float) -> bytes | memoryview:
         recipe = content.recipe or await self._load_recipe(content, deadline)
@@ -159,8 +202,10 @@ class Reader:
         self._counters.answered(content.tenant, missed=missed)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def _read_small(self, content: Content, offset: int, size: int, deadline: float) -> bytes | memoryview:
-        recipe = content.recipe or await self._load_recipe(content, deadline)
+    async def _read_small(
+        self, content: Content, offset: int, size: int, deadline: float, priority: Priority = Priority.DEMAND
+    ) -> bytes | memoryview:
+        recipe = content.recipe or await self._load_recipe(content, deadline, priority)
         key = small_key(content.tenant, content.content)
         data = await trio.to_thread.run_sync(
             self._get_small, key, recipe, abandon_on_cancel=True, limiter=self._small_limiter
@@ -175,7 +220,7 @@ class Reader:
             if part is None:
                 missed = True
                 sink = SmallSink(self._keeper, content) if len(recipe) == 1 else None
-                part = await self._fetcher.get(self._ref(content, i), sink, deadline, content.hint)
+                part = await self._fetcher.get(self._ref(content, i), sink, deadline, content.hint, priority)
             parts.append(part)
         whole = bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
         if len(parts) > 1 or not missed:  # what is only in memory could not be kept before
@@ -199,7 +244,7 @@ class Reader:
         self._small.delete(key)
         return None
 
-    async def _load_recipe(self, content: Content, deadline: float) -> Recipe:
+    async def _load_recipe(self, content: Content, deadline: float, priority: Priority = Priority.DEMAND) -> Recipe:
         """The recipe of a content whose recipe is an object of its own: from the index, else from a source."""
         key = content.tenant, content.content
         try:
@@ -209,7 +254,7 @@ class Reader:
             recipe = None
         if recipe is None:
             ref = ObjectRef(content.tenant, "recipe", content.content, None)
-            data = bytes(await self._fetcher.get(ref, None, deadline, content.hint))
+            data = bytes(await self._fetcher.get(ref, None, deadline, content.hint, priority))
             recipe = await trio.to_thread.run_sync(Recipe.from_object, data, limiter=self._recipe_limiter)
             self._nursery.start_soon(self._keeper.keep_recipe, *key, recipe.packed)
         if content.recipe is not None:

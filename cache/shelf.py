@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from cache.keep import Keeper
 from cache.mend import Mender
 from cache.metrics import FolderStats
 from cache.opening import OpenContents
+from cache.queue import Priority
 from cache.read import Reader
 from cache.scrub import Scrubber
 
@@ -113,7 +115,8 @@ class Shelf:
                 nursery, fetcher, keeper, self.small, self.index, self.flusher, self.claims, self.contents,
                 self._counters,
             )  # fmt: skip
-            self.flusher.mend = Mender(nursery, reader.refill, self._counters, retain, release).mend
+            refill = partial(reader.refill, priority=Priority.DEMAND)
+            self.flusher.mend = Mender(nursery, refill, self._counters, retain, release).mend
             nursery.start_soon(self.claims.run)
             nursery.start_soon(self._close_files)
             self.files.on_disposed = self._close_soon

@@ -10,9 +10,10 @@ import pytest
 import trio
 
 from cache import fetch, health, service, shelf
-from cache.fetch import ByteBudget, Ring
+from cache.fetch import Ring
 from cache.files import write_chunk
 from cache.index import Index
+from cache.queue import Queue
 from cache.sources.protocol import ObjectRef
 from tests.cache.contents import MIB, SHOW, opened, put, quiet, read_sample, sample, until
 
@@ -47,12 +48,12 @@ async def test_what_the_disk_does_not_take_holds_up_nobody_once_it_is_out_of_ser
 
     monkeypatch.setattr("cache.keep.write_chunk", hang)
     async with opened(folder, [source]) as cache:
-        cache._fetcher._budget = ByteBudget(2 * MIB)
+        cache._fetcher.queue = Queue(2 * MIB)
         cache._fetcher._ring = Ring(MIB)
         async with trio.open_nursery() as nursery:
             for one in made:
                 nursery.start_soon(read_sample, cache, one)
-            await until(lambda: cache._fetcher._budget._free < MIB // 2)
+            await until(lambda: cache._fetcher.queue.free_bytes < MIB // 2)
             monkeypatch.setattr(health, "try_out", fail)
             cache.shelves[0].faults.note(OSError(errno.EIO, "as if"))
         await until(lambda: not cache.shelves)

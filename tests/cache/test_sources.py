@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from cache.fetch import ByteBudget, Ring
+from cache.fetch import Ring
 from cache.sources.central import CentralSource
 from cache.sources.protocol import ObjectRef, SourceStatus
 from cache.sources.retry import Retrying
@@ -184,31 +184,6 @@ async def test_a_request_that_finds_no_thread_ends_at_its_deadline() -> None:
         library.go.set()
     assert time.monotonic() - begun < 5
     assert all(timeout <= 15 for timeout in library.timeouts)
-
-
-async def test_the_byte_budget_is_first_come_first_served_and_survives_cancellation() -> None:
-    budget = ByteBudget(100)
-    order: list[int] = []
-    assert await budget.take(80) == 80
-
-    async def take(amount: int) -> None:
-        order.append(await budget.take(amount))
-
-    async with trio.open_nursery() as nursery:
-        with trio.move_on_after(0.05):
-            await budget.take(90)
-        nursery.start_soon(take, 50)
-        await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(take, 10)
-        await trio.testing.wait_all_tasks_blocked()
-        assert order == []
-        budget.give(35)
-        await trio.testing.wait_all_tasks_blocked()
-        assert order == [50]
-        budget.give(45)
-    assert order == [50, 10]
-    budget.give(60)
-    assert await budget.take(1000) == 100
 
 
 def test_the_ring_is_bounded_and_forgets_the_oldest() -> None:
