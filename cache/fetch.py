@@ -217,7 +217,8 @@ class Fetcher:
     ) -> memoryview | bytes:
         """The verified bytes of ``ref``, fetched with everybody else who wants them now.
 
-        ``sink`` keeps them on disk, ``priority`` may promote a fetch that waits. ``deadline`` (trio's clock) says how long the fetch may go on; the caller's own
+        ``sink`` keeps them on disk; ``priority`` may promote a fetch that waits for its turn. ``deadline`` (trio's
+        clock) says how long the fetch may go on; the caller's own
         scope ends the wait. Raises Unavailable, NotFound, AccessDenied, DigestMismatch.
         """
         key = (ref.tenant, ref.digest)
