@@ -229,6 +229,10 @@ class ObjectFiles:
         with self._lock:
             self._open_count -= 1
 
+    def close_now(self, file: OpenFile) -> None:
+        """Close a file that nobody but the caller has: in a thread, where ``done`` may not be called."""
+        self._close(file.fd)
+
     def unlink(self, name: str) -> None:
         """Remove a file; one that is gone already is fine. Raises OSError."""
         with suppress(FileNotFoundError):

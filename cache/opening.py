@@ -7,13 +7,15 @@ over a row of the index and gets a file: two could not both be what the index sa
 manifests give one content id two sizes. At least one of them lies, and its reads end with an error: whichever has
 proved its size, by its recipe, is registered.
 
-Touched on the event loop only; ``find`` runs in a thread.
+Touched on the event loop only; a look-up runs in a thread, and a disk that does not answer within LOOK_UP_S is not
+waited for: what it has is fetched, until it is looked for again at the next opening.
 """
 
 from __future__ import annotations
 
 import logging
 import sqlite3
+import threading
 from typing import TYPE_CHECKING
 
 import trio
@@ -32,6 +34,35 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OPEN_THREADS = 4
+LOOK_UP_S = 5.0
+
+
+class _LookUp:
+    """What a thread found, or will find when nobody waits for it any more: then it closes the file itself."""
+
+    __slots__ = ("_contents", "_given_up", "_lock", "file", "row")
+
+    def __init__(self, contents: OpenContents) -> None:
+        self._contents = contents
+        self._lock = threading.Lock()
+        self._given_up = False
+        self.row: ObjectRow | None = None
+        self.file: OpenFile | None = None
+
+    def run(self, state: Content) -> None:
+        """In the thread. Raises sqlite3.Error, OSError."""
+        row, file = self._contents.find(*state.key, state.size)
+        with self._lock:
+            if not self._given_up:
+                self.row, self.file = row, file
+                return
+        if file is not None:
+            self._contents.close_now(file)
+
+    def give_up(self) -> None:
+        """What is found from now on is nobody's; ``row`` and ``file`` are what was found before."""
+        with self._lock:
+            self._given_up = True
 
 
 class OpenContents:
@@ -188,17 +219,17 @@ class OpenContents:
         if state.is_small or state.key in self.evicting or self._retired:
             return
         state.ready = trio.Event()
+        found = _LookUp(self)
         try:
-            with trio.CancelScope(shield=True):
-                row, file = await trio.to_thread.run_sync(self._find, *state.key, state.size, limiter=self.limiter)
-            if row is not None and (self._retired or self._is_dropped(row)):
-                if file is not None:
-                    file.done()
-            elif row is not None and (file is None or not state.adopt(row, file)):
-                if file is not None:
-                    file.done()
-                if row.size == state.size:
-                    self._forget(row)
+            with trio.CancelScope(shield=True), trio.move_on_after(LOOK_UP_S) as patience:
+                await trio.to_thread.run_sync(found.run, state, abandon_on_cancel=True, limiter=self.limiter)
+            found.give_up()
+            if patience.cancelled_caught:
+                logger.warning(
+                    "the cache's disk did not say within %g s what it has of show %s, path %s: it is fetched",
+                    LOOK_UP_S, state.tenant, state.hint or "?",
+                )  # fmt: skip
+            self._take(state, found.row, found.file)
         except sqlite3.Error as error:
             self._index.failed(error)
         except OSError as error:
@@ -208,7 +239,24 @@ class OpenContents:
             state.ready.set()
             state.ready = None
 
-    def _find(self, tenant: str, content: bytes, size: int) -> tuple[ObjectRow | None, OpenFile | None]:
+    def _take(self, state: Content, row: ObjectRow | None, file: OpenFile | None) -> None:
+        """Have the state take over what was found, or let it go."""
+        if row is None:
+            return
+        if self._retired or self._is_dropped(row):
+            if file is not None:
+                file.done()
+        elif file is None or not state.adopt(row, file):
+            if file is not None:
+                file.done()
+            if row.size == state.size:
+                self._forget(row)
+
+    def find(self, tenant: str, content: bytes, size: int) -> tuple[ObjectRow | None, OpenFile | None]:
         """In a thread: the row and its file, open; (row, None) for a row that is not true."""
         row = self._index.find(tenant, content)
         return row, None if row is None else self._files.open(row.file, size)
+
+    def close_now(self, file: OpenFile) -> None:
+        """In a thread: close a file that nobody uses."""
+        self._files.close_now(file)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from cache import fetch, health, service, shelf
+from cache import fetch, health, opening, service, shelf
 from cache.fetch import Ring
 from cache.files import write_chunk
-from cache.index import Index
+from cache.index import Index, ObjectRow
 from cache.queue import Queue
 from cache.sources.protocol import ObjectRef
 from tests.cache.contents import MIB, SHOW, opened, put, quiet, read_sample, sample, until
@@ -84,6 +84,32 @@ async def test_a_disk_that_does_not_say_what_it_has_keeps_nobody_from_fetching(
                 assert await read_sample(cache, one) == one.data
         answers.set()
         await until(lambda: cache.stats().inflight == 0)
+
+
+async def test_a_disk_that_does_not_say_what_it_has_of_a_file_keeps_nobody_from_opening_it(
+    folder: Path, file_library: Library, source: FaultySource, monkeypatch: pytest.MonkeyPatch, answers: threading.Event
+) -> None:
+    monkeypatch.setattr(opening, "LOOK_UP_S", 0.2)
+    made = put(file_library, sample(1, MIB, MIB // 4))
+    async with opened(folder, [source]) as cache:
+        assert await read_sample(cache, made) == made.data
+        await quiet(cache)
+        files = cache.shelves[0].files
+        await until(lambda: files.open_count == 0)
+        find = Index.find
+
+        def hang(index: Index, tenant: str, content: bytes) -> ObjectRow | None:
+            answers.wait(60)
+            return find(index, tenant, content)
+
+        monkeypatch.setattr(Index, "find", hang)
+        with trio.fail_after(10):
+            assert await read_sample(cache, made) == made.data
+        answers.set()
+        await quiet(cache)
+        await until(lambda: files.open_count == 0)
+        assert await read_sample(cache, made) == made.data
+        await quiet(cache)
 
 
 async def test_what_is_found_on_a_disk_that_fails_then_is_closed_when_it_is_let_go_of(
