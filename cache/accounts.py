@@ -5,7 +5,7 @@ known at the start without a walk, and costs no memory. And counters since the s
 those of all others are counted together, as OTHER.
 
 What programs read past the daemon (docs/decisions/0023) is no read here: of a file that the kernel reads itself, the
-first fill is counted.
+first fill is counted, and each open.
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ class ShowStats:
     hit_bytes: int
     miss_bytes: int
     fetched_bytes: dict[str, int]
+    passthrough_opens: int
     quota_bytes: int | None
     priority: str
 
@@ -108,6 +109,7 @@ class ShowReads:
     misses: int = 0
     hit_bytes: int = 0
     miss_bytes: int = 0
+    passthrough_opens: int = 0
     fetched_bytes: Counter[str] = field(default_factory=Counter)
     """By source."""
 
@@ -150,7 +152,7 @@ def stats(
         here, was, limit = has.get(show, _NOTHING), counted.get(show, _UNREAD), limits.get(show, NO_LIMITS)
         found[show] = ShowStats(
             here.bytes, here.objects, was.hits, was.misses, was.hit_bytes, was.miss_bytes, dict(was.fetched_bytes),
-            limit.quota_bytes, limit.priority.name.lower(),
+            was.passthrough_opens, limit.quota_bytes, limit.priority.name.lower(),
         )  # fmt: skip
     return found
 

@@ -66,6 +66,7 @@ class CacheStats:
     dedup_disk_bytes: int = 0
     scrubbed_bytes: int = 0
     scrub_bad: int = 0
+    passthrough_opens: int = 0
     folders: list[FolderStats] = field(default_factory=list)
     shows: dict[str, ShowStats] = field(default_factory=dict)
 
@@ -79,6 +80,7 @@ class Counters:
     hit_bytes: Counter[str] = field(default_factory=Counter)
     """By tier: disk, small, memory."""
     miss_bytes: int = 0
+    passthrough_opens: int = 0
     evicted_bytes: int = 0
     evicted_objects: int = 0
     dedup_bytes: Counter[str] = field(default_factory=Counter)
@@ -130,6 +132,11 @@ class Counters:
         self.miss_bytes += size_bytes
         self.by_show.of(show).miss_bytes += size_bytes
 
+    def opened_past(self, show: str) -> None:
+        """A file of ``show`` was opened that the kernel reads itself: nobody counts what of it is read."""
+        self.passthrough_opens += 1
+        self.by_show.of(show).passthrough_opens += 1
+
     def fetched(self, show: str, source: str, size_bytes: int) -> None:
         """A source gave so many right bytes."""
         self.fetched_bytes[source] += size_bytes
@@ -172,6 +179,9 @@ class CacheMetrics:
                        {"hit": c.hits, "miss": c.misses})  # fmt: skip
         yield _counter("damfs_cache_hit_bytes", "Bytes served from the cache.", "tier", dict(c.hit_bytes))
         yield CounterMetricFamily("damfs_cache_miss_bytes", "Bytes served that had to be fetched.", value=c.miss_bytes)
+        yield CounterMetricFamily(
+            "damfs_cache_passthrough_opens", "Opens of files that the kernel reads itself.", value=c.passthrough_opens
+        )
         yield CounterMetricFamily("damfs_cache_evicted_bytes", "Bytes evicted.", value=c.evicted_bytes)
         yield CounterMetricFamily("damfs_cache_evicted_objects", "Contents evicted.", value=c.evicted_objects)
         yield _counter("damfs_cache_dedup_bytes", "Bytes that another cached object had, by what that saved.", "saving",

@@ -312,6 +312,7 @@ class CacheStore:
             dedup_disk_bytes=c.dedup_bytes["disk"],
             scrubbed_bytes=c.scrubbed_bytes,
             scrub_bad=c.scrub_bad,
+            passthrough_opens=c.passthrough_opens,
             folders=folders,
             shows=self._shows(),
         )

@@ -87,8 +87,20 @@ def stats(context: Context, mount: Mount = None) -> None:
         f"{human_bytes(cache['scrubbed_bytes'])} were compared with what was written, "
         f"{plural(cache['scrub_bad'], 'file')} of that wrong",
     )
-    columns = ("show", "cached", "files", "hits", "misses", "hit", "missed", "fetched", "quota", "priority")
-    context.output.table(columns, _show_rows(cache["shows"]), right=tuple(range(1, 9)))
+    columns = (
+        "show",
+        "cached",
+        "files",
+        "hits",
+        "misses",
+        "hit",
+        "missed",
+        "passed by",
+        "fetched",
+        "quota",
+        "priority",
+    )
+    context.output.table(columns, _show_rows(cache["shows"]), right=tuple(range(1, 10)))
 
 
 def _folder_lines(folder: Mapping[str, Any]) -> Iterator[str]:
@@ -129,8 +141,8 @@ def _show_rows(shows: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ..
         fetched = ", ".join(f"{source} {human_bytes(size)}" for source, size in show["fetched_bytes"].items())
         yield (
             name, human_bytes(show["used_bytes"]), f"{show['objects']:,}", f"{show['hits']:,}", f"{show['misses']:,}",
-            human_bytes(show["hit_bytes"]), human_bytes(show["miss_bytes"]), fetched or "-",
-            "-" if show["quota_bytes"] is None else human_bytes(show["quota_bytes"]), show["priority"],
+            human_bytes(show["hit_bytes"]), human_bytes(show["miss_bytes"]), f"{show['passthrough_opens']:,}",
+            fetched or "-", "-" if show["quota_bytes"] is None else human_bytes(show["quota_bytes"]), show["priority"],
         )  # fmt: skip
 
 

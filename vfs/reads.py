@@ -63,6 +63,10 @@ class Reads:
         )
         return handle.object is not None
 
+    def opened_past(self, handle: FileHandle) -> None:
+        """An open is answered so that the kernel reads the cached file itself: its reads will not be seen."""
+        self._cache.counters.opened_past(handle.view.show)
+
     async def open(self, handle: FileHandle) -> None:
         """Open the cached object behind a handle. Never the network. Raises what ``CacheStore.open_object`` raises."""
         if handle.object is None:

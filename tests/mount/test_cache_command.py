@@ -59,6 +59,24 @@ def used_bytes(mount: Mount) -> int:
     return int(mount.status()["cache"]["used_bytes"])
 
 
+def test_opens_of_files_that_the_kernel_reads_itself_are_counted(mount: Mount) -> None:
+    if mount.status()["binding"] != "kernel":
+        pytest.skip("pyfuse3 answers every read itself")
+    path = mount.path / "apollo/v001/plate.0001.exr"
+    assert path.read_bytes() == FRAMES[path.name]
+
+    def opens() -> int:
+        assert path.read_bytes() == FRAMES[path.name]
+        return int(mount.status()["cache"]["passthrough_opens"])
+
+    wait_until(opens, "the kernel to read the frame itself")
+    before = mount.status()["cache"]
+    assert opens() == before["passthrough_opens"] + 1
+    cache = mount.status()["cache"]
+    assert cache["hits"] == before["hits"]
+    assert cache["shows"]["apollo"]["passthrough_opens"] == cache["passthrough_opens"]
+
+
 def test_a_file_that_a_program_has_open_is_not_evicted_and_goes_on(mount: Mount) -> None:
     path = mount.path / "apollo/v001/plate.0000.exr"
     assert path.read_bytes() == FRAMES[path.name]

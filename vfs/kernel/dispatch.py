@@ -330,6 +330,8 @@ class Dispatcher:
             self.passthrough.settle(nodeid)
             self._fail(unique, wire.OPEN, error)
             return
+        if backing_id != passthrough.NONE:
+            self._reads.opened_past(handle)
         self.passthrough.opened(nodeid, number)
         self._files[number] = handle
         self._reply_open(unique, nodeid, number, backing_id)
