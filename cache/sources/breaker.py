@@ -267,7 +267,9 @@ class Breaker:
 
     def why(self) -> str:
         """Since when it is down, and why; while it is."""
-        return f"down since {time.strftime('%H:%M:%S', time.localtime(self._opened_time))}: {self.reason}"
+        return (
+            f"{self.name} is down since {time.strftime('%H:%M:%S', time.localtime(self._opened_time))}: {self.reason}"
+        )
 
     def _known_down(self) -> KnownDown:
-        return KnownDown(self.held or f"source {self.name} is {self.why()}")
+        return KnownDown(self.held or f"source {self.why()}")

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from cache.sources.breaker import ATTEMPT_S_MIN
 from cache.sources.hedged import PART
 from cache.sources.race import race
 from manifest.errors import DamfsError, DigestMismatch, KnownDown, Unavailable
@@ -39,7 +40,8 @@ logger = logging.getLogger(__name__)
 UNKNOWN_BYTES = 64 * 1024
 """What an object of unknown length counts for in the budget."""
 AGAIN_S = 0.25
-"""The pause before a slow source that gave up is asked again: half as long to as long."""
+"""The pause before a source is asked again that was slow and gave up, or whose next one is down."""
+AGAIN_S_MAX = 5.0
 
 
 class Chain:
@@ -76,17 +78,20 @@ class Chain:
 
     async def fetch(self, ref: ObjectRef, deadline: float) -> memoryview | bytes:
         """See ``Source.fetch``. Raises KnownDown at once when none may be asked, and that is not new."""
+        pause_s = AGAIN_S
         while True:
             self._require_leave(ref)
             try:
                 return await self._fetch(ref, deadline)
-            except KnownDown:
-                if self.available() is None:  # one was, and is not any more
-                    continue
-            with trio.move_on_at(min(deadline, self._gone_since() + self._policy.outage_s)):
+            except KnownDown as error:
+                reason = self.available() or str(error)
+            is_all = self.available() is not None  # else another one did not have it, or failed: it is asked again
+            until = min(deadline, self._gone_since() + self._policy.outage_s)
+            with trio.move_on_at(until if is_all else min(until, trio.current_time() + pause_s)):
                 await self._changed.wait()
-                continue
-            raise KnownDown(f"{ref}: {self.available()}")
+            pause_s = min(2 * pause_s, AGAIN_S_MAX)
+            if trio.current_time() >= until:
+                raise KnownDown(f"{ref}: {reason}")
 
     def hurry(self, ref: ObjectRef | None = None) -> None:
         """See ``Impatient``: without ``ref``, the library's own store answers again, which is the last source."""
@@ -147,7 +152,9 @@ class Chain:
 
         async def when(failed: trio.Event) -> bool:
             nonlocal is_kept
-            with trio.move_on_after(max(self._policy.slow_s, numbers.latencies.quantile(ref.length, 0.95) or 0)):
+            usual_s = numbers.latencies.quantile(ref.length, 0.95) or 0.0
+            late_s = (deadline - trio.current_time()) * PART
+            with trio.move_on_after(min(max(self._policy.slow_s, usual_s), late_s)):
                 await failed.wait()
                 return False
             while not relief.take(amount):
@@ -161,20 +168,20 @@ class Chain:
             return True
 
         async def ask_it() -> memoryview | bytes:
-            now = trio.current_time()
-            return await stack.fetch(ref, now + (deadline - now) * PART)
+            return await stack.fetch(ref, part)
 
         async def ask_last() -> memoryview | bytes:
             return await self._ask_last(ref, deadline)
 
         while True:
             begun = trio.current_time()
+            part = begun + (deadline - begun) * PART if deadline - begun > 2 * self._policy.slow_s else deadline
             try:
                 return (await race(ask_it, ask_last, when)).data
             except KnownDown:
                 raise
             except Unavailable:
-                if trio.current_time() - begun < self._policy.slow_s:
+                if trio.current_time() < min(begun + self._policy.slow_s, part - ATTEMPT_S_MIN):
                     raise
             if relief.take(amount):
                 numbers.relieved += 1
@@ -189,8 +196,9 @@ class Chain:
             raise KnownDown(f"{ref}: {self._forbidden}")
 
     def _gone_since(self) -> float:
-        """While none answers: when the last of them began not to."""
-        return max(stack.breaker.down_since or 0.0 for stack in self._stacks)
+        """When the last of those that are down began not to answer; now, if none is down any more."""
+        return max((since for stack in self._stacks if (since := stack.breaker.down_since) is not None),
+                   default=trio.current_time())  # fmt: skip
 
     def _change(self) -> None:
         self._changed.set()
