@@ -133,6 +133,8 @@ class Breaker:
         self._wrong += 1
         self._failing_since = self._failing_since or trio.current_time()
         if self._wrong >= self._limits.failures_max:
+            self._wrong -= 1  # should it go on like this when it is asked again, it is left alone again at once
+            self._pause_s = min(2 * self._pause_s, self._limits.pause_s_max)
             self.trip(f"more than one answer in ten is wrong, the last one: {reason}")
 
     def trip(self, reason: str, since: float | None = None) -> None:
@@ -148,7 +150,7 @@ class Breaker:
             self._numbers.breaker = "open"
             self._event.set()
         self.reason = reason
-        self._failures, self._wrong = 0, 0.0
+        self._failures = 0
         self.on_change()
 
     def close(self) -> None:
@@ -262,7 +264,8 @@ class Breaker:
 
     def _answered(self) -> None:
         self._wrong = max(0.0, self._wrong - WRONG_FORGIVEN)
-        self._pause_s = self._limits.pause_s
+        if self._wrong < 1:
+            self._pause_s = self._limits.pause_s
         self.close()
 
     def why(self) -> str:
