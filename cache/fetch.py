@@ -9,27 +9,29 @@ Rules:
   that priority.
 - What the cache has itself, under another name, is asked first (``nearby``): that answer is verified already. A disk
   that does not give it within NEARBY_S is asked no more for as long.
-- Bytes leave here only after BLAKE3 and length were right. A wrong answer counts against its source; the next
-  source is asked, at the end the last one once more; then it is a DigestMismatch.
+- Bytes leave here only after BLAKE3 and length were right: each source is made a ``Verified`` one before anything else
+  is put around it. Whom to ask, when and how often is the chain's business (``sources/chain.py``).
 - The readers have their bytes before the disk has: storing comes after landing, and its failure is not theirs.
 - A failure is remembered for NEGATIVE_S: a storm of readers costs one fetch, and a repair heals at once.
-- The last source, the library's own store, decides what kind of error it is: only it knows what is missing.
+- What is known to be down is told at once, and not remembered: that it answers again is seen at once too.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import time
 from collections import OrderedDict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
 from cache.queue import Priority, Queue
-from cache.sources.protocol import Accountable, Impatient, ObjectRef, Source
+from cache.sources import stack
+from cache.sources.policy import ASKED_ONCE, Policy
+from cache.sources.protocol import Accountable, ObjectRef, Source, SourceStatus
 from manifest.digest import Digest
-from manifest.errors import DamfsError, DigestMismatch, FormatError, Unavailable
+from manifest.errors import DamfsError, DigestMismatch, FormatError, KnownDown, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable, Sequence
@@ -53,8 +55,6 @@ UNKNOWN_LENGTH_BYTES = 1024 * 1024
 FLIGHT_S_MIN = 30.0
 """A shared fetch has at least so long, however short of time its first reader is."""
 NEARBY_S = 10.0
-SOURCE_SHARE = 0.5
-"""The part of the time left that a source may take when there is another one behind it."""
 
 
 class Sink(Protocol):
@@ -77,12 +77,11 @@ class Sink(Protocol):
 class Flight:
     """One fetch, shared; ``turn`` is its place in the queue. ``data`` or ``error`` is set once, before ``landed``."""
 
-    __slots__ = ("data", "deadline", "error", "found", "hint", "landed", "ref", "sinks", "turn")
+    __slots__ = ("data", "deadline", "error", "found", "landed", "ref", "sinks", "turn")
 
-    def __init__(self, ref: ObjectRef, deadline: float, hint: str, turn: Turn) -> None:
+    def __init__(self, ref: ObjectRef, deadline: float, turn: Turn) -> None:
         self.ref = ref
         self.deadline = deadline
-        self.hint = hint
         self.turn = turn
         self.landed = trio.Event()
         self.data: memoryview | bytes | None = None
@@ -118,6 +117,51 @@ class Ring:
         while self._bytes > self._bytes_max:
             _, old = self._chunks.popitem(last=False)
             self._bytes -= len(old)
+
+
+class Verified:
+    """A source whose answers are right: the one place where fetched bytes are judged.
+
+    What it gives has the length and the digest that were asked for; anything else is a DigestMismatch.
+    """
+
+    def __init__(self, source: Source, counters: Counters, limiter: trio.CapacityLimiter) -> None:
+        self._source = source
+        self._counters = counters
+        self._limiter = limiter
+
+    @property
+    def name(self) -> str:
+        return self._source.name
+
+    async def fetch(self, ref: ObjectRef, deadline: float) -> memoryview | bytes:
+        """See ``Source.fetch``. A wrong answer counts against the source."""
+        try:
+            try:
+                data = await self._source.fetch(ref, deadline)
+            except FormatError as error:  # longer than it may be: refused before it was read
+                raise DigestMismatch(str(error)) from None
+            await self._verify(ref, data)
+        except DigestMismatch as error:
+            self._counters.verification_failures[self.name] += 1
+            if isinstance(self._source, Accountable):
+                self._source.rejected(str(error))
+            raise
+        self._counters.fetched(ref.tenant, self.name, len(data))
+        return data
+
+    def status(self) -> SourceStatus:
+        """See ``Source.status``: the wrapped source's."""
+        return self._source.status()
+
+    async def _verify(self, ref: ObjectRef, data: memoryview | bytes) -> None:
+        if ref.length is not None and len(data) != ref.length:
+            raise DigestMismatch(
+                f"{ref} from {self.name} has {len(data)} bytes, expected {ref.length}: put it into the store again"
+            )
+        digest = await trio.to_thread.run_sync(Digest.of, data, limiter=self._limiter)
+        if digest != ref.digest:
+            raise DigestMismatch(f"{ref} from {self.name} has the digest {digest}: put it into the store again")
 
 
 class _Question:
@@ -163,19 +207,24 @@ class Fetcher:
         counters: Counters,
         metrics: CacheMetrics,
         *,
+        policy: Policy = ASKED_ONCE,
         nearby: Callable[[ObjectRef], Awaitable[Found | None]] | None = None,
         inflight_bytes_max: int = INFLIGHT_BYTES_MAX,
         ring_bytes_max: int = RING_BYTES_MAX,
         flights_max: int = FLIGHTS_MAX,
     ) -> None:
-        assert sources, "a cache without a source can fill nothing"
+        verify_limiter = trio.CapacityLimiter(VERIFY_THREADS)
         self._nursery = nursery
-        self._sources = list(sources)
-        self._impatient = [source for source in sources if isinstance(source, Impatient)]
+        self.sources = stack.chain(
+            sources,
+            policy,
+            verified=lambda source: Verified(source, counters, verify_limiter),
+            numbers=counters.sources,
+            observe=lambda name, seconds: metrics.latency_s.labels(name).observe(seconds),
+        )
+        nursery.start_soon(self.sources.run, name="sources")
         self._nearby = nearby
         self._nearby_from = -math.inf
-        self._counters = counters
-        self._metrics = metrics
         self.queue = Queue(inflight_bytes_max)
         self._ring = Ring(ring_bytes_max)
         self._flights_max = flights_max
@@ -183,12 +232,15 @@ class Fetcher:
         self._one_less = trio.Event()
         self._negative: OrderedDict[Key, tuple[DamfsError, float]] = OrderedDict()
         self._closed = False
-        self._verify_limiter = trio.CapacityLimiter(VERIFY_THREADS)
 
     @property
     def inflight(self) -> int:
         """Fetches under way or queued."""
         return len(self._flights)
+
+    def available(self) -> str | None:
+        """None when a source may be asked now; else why none may, for people. From memory."""
+        return self.sources.available()
 
     def close(self) -> None:
         """Begin nothing any more."""
@@ -255,13 +307,12 @@ class Fetcher:
         flight = self._flights.get(key)
         if flight is None:
             turn = self.queue.enter(ref.length or UNKNOWN_LENGTH_BYTES, priority)
-            flight = Flight(ref, max(deadline, trio.current_time() + FLIGHT_S_MIN), hint, turn)
+            flight = Flight(replace(ref, hint=hint), max(deadline, trio.current_time() + FLIGHT_S_MIN), turn)
             self._flights[key] = flight
             self._nursery.start_soon(self._fly, key, flight)
         elif flight.data is None:
             self.queue.promote(flight.turn, priority)
-            for source in self._impatient:
-                source.hurry(flight.ref)
+            self.sources.hurry(flight.ref)
         if sink is not None and sink.sink_key not in flight.sinks:
             sink.adopt()
             flight.sinks[sink.sink_key] = sink
@@ -272,7 +323,10 @@ class Fetcher:
         try:
             await self._await_turn(flight)
             flight.found = await self._ask_nearby(flight.ref)
-            flight.data = await self._obtain(flight) if flight.found is None else flight.found.data
+            if flight.found is not None:
+                flight.data = flight.found.data
+            else:
+                flight.data = await self.sources.fetch(flight.ref, flight.deadline)
             flight.landed.set()
             await self._keep(key, flight)
         except DamfsError as error:
@@ -329,62 +383,6 @@ class Fetcher:
             if not kept:
                 self._ring.put(key, flight.data)
 
-    async def _obtain(self, flight: Flight) -> memoryview | bytes:
-        """Verified bytes from the first source that has them."""
-        error: DamfsError | None = None
-        wrong_last = False
-        for number, source in enumerate(self._sources):
-            is_last = number == len(self._sources) - 1
-            try:
-                return await self._ask(source, flight, is_last=is_last)
-            except DamfsError as failure:
-                error = failure
-                wrong_last = is_last and isinstance(failure, DigestMismatch)
-        if wrong_last:
-            try:
-                return await self._ask(self._sources[-1], flight, is_last=True)
-            except DamfsError as failure:
-                error = failure
-        assert error is not None
-        raise error
-
-    async def _ask(self, source: Source, flight: Flight, *, is_last: bool) -> memoryview | bytes:
-        """Ask one source and verify. The log line on failure names show, path, object and source."""
-        ref = flight.ref
-        now = trio.current_time()
-        deadline = flight.deadline if is_last else now + (flight.deadline - now) * SOURCE_SHARE
-        begun = time.perf_counter()
-        try:
-            data = await source.fetch(ref, deadline)
-            await self._verify(ref, data, source)
-        except DamfsError as failure:
-            if isinstance(failure, FormatError):  # longer than it may be: refused before it was read
-                failure = DigestMismatch(str(failure))
-            if isinstance(failure, DigestMismatch):
-                self._counters.verification_failures[source.name] += 1
-                if isinstance(source, Accountable):
-                    source.rejected(str(failure))
-            self._counters.fetch_errors[source.name, type(failure).__name__] += 1
-            logger.warning(
-                "fetch failed: show %s, path %s, %s %s, source %s: %s: %s",
-                ref.tenant, flight.hint or "?", ref.kind, ref.digest, source.name, type(failure).__name__, failure,
-            )  # fmt: skip
-            raise failure from None
-        finally:
-            self._metrics.latency_s.labels(source.name).observe(time.perf_counter() - begun)
-        self._counters.fetched(ref.tenant, source.name, len(data))
-        return data
-
-    async def _verify(self, ref: ObjectRef, data: memoryview | bytes, source: Source) -> None:
-        """The one place where fetched bytes are judged."""
-        if ref.length is not None and len(data) != ref.length:
-            raise DigestMismatch(
-                f"{ref} from {source.name} has {len(data)} bytes, expected {ref.length}: put it into the store again"
-            )
-        digest = await trio.to_thread.run_sync(Digest.of, data, limiter=self._verify_limiter)
-        if digest != ref.digest:
-            raise DigestMismatch(f"{ref} from {source.name} has the digest {digest}: put it into the store again")
-
     def _failed(self, key: Key) -> tuple[DamfsError, float] | None:
         found = self._negative.get(key)
         if found is not None and found[1] <= trio.current_time():
@@ -393,6 +391,8 @@ class Fetcher:
         return found
 
     def _remember(self, key: Key, error: DamfsError) -> None:
+        if isinstance(error, KnownDown):
+            return
         self._negative[key] = (error, trio.current_time() + NEGATIVE_S)
         self._negative.move_to_end(key)
         while len(self._negative) > NEGATIVES_MAX:

@@ -13,12 +13,15 @@ from prometheus_client import REGISTRY, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from cache.accounts import ReadAccounts, ShowStats
+from cache.sources.metrics import source_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from prometheus_client.core import Metric
     from prometheus_client.registry import CollectorRegistry
+
+    from cache.sources.measured import Numbers
 
 _LATENCY_BUCKETS_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)
 
@@ -96,8 +99,8 @@ class Counters:
     """Times that such a file got its right bytes back."""
     fetched_bytes: Counter[str] = field(default_factory=Counter)
     """By source."""
-    fetch_errors: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By source and kind of error."""
+    sources: dict[str, Numbers] = field(default_factory=dict)
+    """What each source did, by its name."""
     verification_failures: Counter[str] = field(default_factory=Counter)
     """By source, and ``disk`` for what the cache disk gave back wrong."""
     not_stored: Counter[str] = field(default_factory=Counter)
@@ -152,12 +155,14 @@ class CacheMetrics:
         gauges: Callable[[], dict[str, float]],
         shows: Callable[[], dict[str, ShowStats]],
         in_service: Callable[[], dict[str, bool]],
+        queue: Callable[[], dict[tuple[str, str], int]],
         registry: CollectorRegistry | None,
     ) -> None:
         self._counters = counters
         self._gauges = gauges
         self._shows = shows
         self._in_service = in_service
+        self._queue = queue
         self._registry = REGISTRY if registry is None else registry
         self.latency_s = Histogram(
             "damfs_fetch_seconds",
@@ -205,9 +210,17 @@ class CacheMetrics:
         yield CounterMetricFamily("damfs_cache_mended_files", "Times that such a file was mended.", value=c.mended)
         yield _counter("damfs_fetched_bytes", "Verified bytes fetched.", "source", dict(c.fetched_bytes))
         errors = CounterMetricFamily("damfs_fetch_errors", "Fetches that failed.", labels=["source", "error"])
-        for (source, error), value in c.fetch_errors.items():
-            errors.add_metric([source, error], value)
+        for source, numbers in c.sources.items():
+            for error, value in numbers.errors.items():
+                errors.add_metric([source, error], value)
         yield errors
+        yield from source_metrics(c.sources)
+        queue = GaugeMetricFamily(
+            "damfs_fetch_queue", "Fetches, by priority and whether they have begun.", labels=["priority", "state"]
+        )
+        for (priority, state), value in self._queue().items():
+            queue.add_metric([priority, state], value)
+        yield queue
         for name, gauge in self._gauges().items():
             yield GaugeMetricFamily(f"damfs_cache_{name}", name.replace("_", " ").capitalize() + ".", value=gauge)
         yield from self._of_shows()

@@ -80,6 +80,11 @@ class Queue:
         """How many have begun and not ended."""
         return self._fetches[priority]
 
+    def numbers(self) -> dict[tuple[str, str], int]:
+        """How many are waiting and under way, by priority."""
+        counts = {"waiting": self.waiting, "under_way": self.under_way}
+        return {(one.name.lower(), state): count(one) for one in Priority for state, count in counts.items()}
+
     def enter(self, amount: int, priority: Priority) -> Turn:
         """A place in the queue for so many bytes; more than the whole counts as the whole."""
         turn = Turn(min(amount, self._bytes_max), priority)

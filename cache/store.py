@@ -29,6 +29,7 @@ from cache.metrics import CacheMetrics, CacheStats, Counters
 from cache.pace import PACE
 from cache.placement import nearest
 from cache.service import CacheFolder, DiskUnusable
+from cache.sources.policy import ASKED_ONCE
 from cache.trace import TRACE_NAME, Trace
 from cache.verify import Verifier
 from manifest.errors import Unavailable
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from cache.owner import Owner
     from cache.pace import Pace
     from cache.shelf import Shelf
+    from cache.sources.chain import Chain
+    from cache.sources.policy import Policy
     from cache.sources.protocol import ObjectRef, Source
     from manifest.digest import Digest
 
@@ -84,7 +87,7 @@ class CacheStore:
         self._fetcher: Fetcher
         self._stopped = trio.Event()
         self._scope = trio.CancelScope()
-        self._metrics = CacheMetrics(self.counters, self._gauges, self._shows, self._in_service, registry)
+        self._metrics = CacheMetrics(self.counters, self._gauges, self._shows, self._in_service, self._queue, registry)
 
     @classmethod
     async def open(
@@ -94,6 +97,7 @@ class CacheStore:
         policy: str = policies.DEFAULT,
         scrub: Pace = PACE,
         sources: Sequence[Source],
+        asking: Policy = ASKED_ONCE,
         nursery: trio.Nursery,
         holder: str,
         owner: Owner,
@@ -105,8 +109,9 @@ class CacheStore:
         """The cache in ``folders``, which are made if need be.
 
         What was set of their limits while mounted wins over those given here (``limits.py``). ``policy`` says what is
-        evicted first, a name of ``policies.POLICIES``. ``sources`` are asked in this order; the last one is the
-        library's own store. ``holder`` is told to whoever finds a folder taken; ``owner`` is whose tenants they are.
+        evicted first, a name of ``policies.POLICIES``. ``sources`` are asked in this order, in the way of ``asking``;
+        the last one is the library's own store. ``holder`` is told to whoever finds a folder taken; ``owner`` is whose
+        tenants they are.
         ``locks`` are a predecessor's ``lock_fds``, which the cache takes over: one that is of a folder here holds it,
         another one is closed. Work runs in ``nursery`` until ``close``. Nothing is walked before it returns. Raises
         Busy, and ConfigurationError for a folder that cannot be used, that is another owner's or that a newer damfs
@@ -118,7 +123,7 @@ class CacheStore:
         except BaseException:
             self._metrics.close()
             raise
-        await nursery.start(self._run, sources, inflight_bytes_max, ring_bytes_max)
+        await nursery.start(self._run, sources, asking, inflight_bytes_max, ring_bytes_max)
         return self
 
     async def _open(self, locks: list[int]) -> None:
@@ -145,6 +150,11 @@ class CacheStore:
             logger.warning("two cache folders are on one file system: that makes reads no faster, nor safer")
 
     @property
+    def sources(self) -> Chain:
+        """Where missing bytes come from."""
+        return self._fetcher.sources
+
+    @property
     def lock_fds(self) -> list[int | None]:
         """The open file descriptions that hold the folders, for a successor (``open``'s ``locks``); None: not held.
 
@@ -165,6 +175,7 @@ class CacheStore:
     async def _run(
         self,
         sources: Sequence[Source],
+        asking: Policy,
         inflight_bytes_max: int,
         ring_bytes_max: int,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -174,7 +185,7 @@ class CacheStore:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     self._fetcher = Fetcher(
-                        nursery, sources, self.counters, self._metrics, nearby=self._nearby,
+                        nursery, sources, self.counters, self._metrics, policy=asking, nearby=self._nearby,
                         inflight_bytes_max=inflight_bytes_max, ring_bytes_max=ring_bytes_max,
                     )  # fmt: skip
                     await trio.to_thread.run_sync(self.trace.load, self._trace_path)
@@ -331,6 +342,9 @@ class CacheStore:
             "open_objects": stats.open_objects,
             "fetches_in_flight": stats.inflight,
         }
+
+    def _queue(self) -> dict[tuple[str, str], int]:
+        return self._fetcher.queue.numbers()
 
     def _in_service(self) -> dict[str, bool]:
         return {str(folder.folder): folder.out_because is None for folder in self.folders}

@@ -23,8 +23,6 @@ from prometheus_client import CollectorRegistry
 
 from cache.owner import Owner
 from cache.sources.central import CentralSource
-from cache.sources.protocol import Impatient
-from cache.sources.retry import Retrying
 from cache.store import CacheStore
 from daemon import (
     cache_locks,
@@ -54,7 +52,7 @@ from vfs.metrics import Metrics
 from vfs.mountpoint import MountOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from cache.sources.protocol import Source
@@ -122,7 +120,7 @@ async def run(
     registry = CollectorRegistry()
     async with trio.open_nursery() as cache_nursery:
         central = CentralSource(library)
-        sources: list[Source] = [Retrying(central)]
+        sources: list[Source] = [central]
         folders = await trio.to_thread.run_sync(configured, settings)
         try:
             cache = await CacheStore.open(
@@ -130,6 +128,7 @@ async def run(
                 policy=settings.cache.policy,
                 scrub=scrub_pace(settings),
                 sources=sources,
+                asking=settings.asking,
                 nursery=cache_nursery,
                 holder=str(mountpoint),
                 owner=Owner(identity.id, library.url),
@@ -149,13 +148,16 @@ async def run(
                     slots,
                     interval_s=settings.sync.interval_s,
                     nursery=nursery,
-                    on_return=partial(_hurry, sources),
+                    on_return=cache.sources.hurry,
+                    on_silence=cache.sources.silent,
                 )
                 central.on_answer = sync.contact.answered
                 await sync.begin(opened.shows, offline_because=opened.offline_because)
+                if opened.offline_because is not None:
+                    cache.sources.silent(opened.offline_because, known_before=True)
                 binding, reason = _choose(settings, mountpoint, identity, notify, predecessor)
                 daemon = Daemon(
-                    settings, mountpoint, library, identity, cache, sources, sync, slots, registry, binding, reason,
+                    settings, mountpoint, library, identity, cache, sync, slots, registry, binding, reason,
                     notify, supervision,
                 )  # fmt: skip
                 if notify.supervised and binding.name == "kernel":  # no other mount can be taken over
@@ -185,7 +187,6 @@ class Daemon:
         library: Library,
         identity: Identity,
         cache: CacheStore,
-        sources: list[Source],
         sync: Sync,
         slots: Slots,
         registry: CollectorRegistry,
@@ -199,7 +200,6 @@ class Daemon:
         self._library = library
         self._identity = identity
         self._cache = cache
-        self._sources = sources
         self._sync = sync
         self._registry = registry
         self._started = time.monotonic()
@@ -294,7 +294,7 @@ class Daemon:
             uptime_s=round(time.monotonic() - self._started, 3),
             shows=self.shows(),
             cache=self._cache.stats(),
-            sources=[source.status() for source in self._sources],
+            sources=self._cache.sources.status(),
             limits=dict(self._binding.limits),
             handover=self._binding.handover,
             supervisor_pid=self._supervision.pid if self._supervision.pid == os.getppid() else None,
@@ -399,10 +399,3 @@ def _choose(
         keeper=notify,
         handed=predecessor.mount if predecessor else None,
     )
-
-
-def _hurry(sources: Iterable[Source]) -> None:
-    """The library answers again: whoever waits to ask a source again asks now."""
-    for source in sources:
-        if isinstance(source, Impatient):
-            source.hurry()

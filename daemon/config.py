@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import grp
 import json
+import math
 import os
 import re
 import tomllib
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from cache.sources.breaker import BreakerLimits
+from cache.sources.policy import Policy
 from daemon import paths
 from daemon.config_errors import explain
 from daemon.limits import parse_bandwidth, parse_inodes, parse_reserve
@@ -36,6 +39,9 @@ FILE_BYTES_MAX = 1024 * 1024
 URL_EXAMPLES = "file:///srv/library or s3://bucket/prefix"
 DEADLINES_S = {"artist": 30.0, "farm": 600.0}
 """How long a read waits for bytes that are not here, by profile, in seconds."""
+
+OUTAGES_S = {"artist": 5.0, "farm": math.inf}
+"""Once no source has answered for so long, reads of bytes that are not here fail at once, by profile, in seconds."""
 
 CACHE_SIZE = "20%"
 FOLDERS_MAX = 8
@@ -59,6 +65,12 @@ def _check_endpoint(value: str) -> str:
 
 def _check_size(value: str) -> str:
     return _checked(parse_size, value).strip()
+
+
+def _check_bytes(value: str) -> str:
+    if parse_size(value).bytes is None:
+        raise ValueError(f"{value!r} is a share of something: expected a number of bytes, as in 64MiB")
+    return value
 
 
 def _check_reserve(value: str) -> str:
@@ -124,7 +136,9 @@ def _absolute(value: Path) -> Path:
 
 HostPath = Annotated[Path, AfterValidator(_absolute)]
 FolderTexts = Annotated[tuple[str, ...], BeforeValidator(_check_folders)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 WaterMark = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+BytesText = Annotated[str, BeforeValidator(str), AfterValidator(_check_size), AfterValidator(_check_bytes)]
 SizeText = Annotated[str, BeforeValidator(str), AfterValidator(_check_size)]
 
 
@@ -185,6 +199,21 @@ class ReadSettings(_Section):
 
     profile: Literal["artist", "farm"] = "artist"
     deadline_s: Annotated[float, Field(ge=0.1, le=3600, allow_inf_nan=False)] | None = None
+    outage_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] | None = None
+
+
+class SourceSettings(_Section):
+    """How the sources of bytes are asked: the site cache and the central store."""
+
+    slow_s: Annotated[float, Field(ge=0.05, le=600, allow_inf_nan=False)] = 2.0
+    relief_share: Share = 0.05
+    relief_burst: BytesText = "64MiB"
+    failures_max: Annotated[int, Field(ge=1, le=1000)] = 5
+    silence_s: Annotated[float, Field(ge=1, le=600, allow_inf_nan=False)] = 10.0
+    probe_s_max: Annotated[float, Field(ge=0.5, le=300, allow_inf_nan=False)] = 5.0
+    retry_share: Share = 0.1
+    retry_rate: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 2.0
+    hedge_share: Share = 0.05
 
 
 class MetricsSettings(_Section):
@@ -215,6 +244,7 @@ class _Fields(BaseModel):
     mount: MountSettings = Field(default_factory=MountSettings)
     sync: SyncSettings = SyncSettings()
     reads: ReadSettings = ReadSettings()
+    sources: SourceSettings = SourceSettings()
     metrics: MetricsSettings = MetricsSettings()
     control: ControlSettings = ControlSettings()
     daemon: DaemonSettings = DaemonSettings()
@@ -238,6 +268,29 @@ class Settings(_Fields):
     def read_deadline_s(self) -> float:
         """The seconds after which a read of bytes that cannot be had is an error."""
         return DEADLINES_S[self.reads.profile] if self.reads.deadline_s is None else self.reads.deadline_s
+
+    @property
+    def asking(self) -> Policy:
+        """How sources are asked."""
+        outage_s, sources = self.reads.outage_s, self.sources
+        burst_bytes = parse_size(sources.relief_burst).bytes
+        assert burst_bytes is not None, "checked"
+        return Policy(
+            outage_s=OUTAGES_S[self.reads.profile] if outage_s is None else outage_s,
+            breaker=BreakerLimits(
+                failures_max=sources.failures_max,
+                slow_s=sources.slow_s,
+                silence_s=sources.silence_s,
+                pause_s_max=sources.probe_s_max,
+            ),
+            retry_share=sources.retry_share,
+            retry_rate=sources.retry_rate,
+            hedge_share=sources.hedge_share,
+            hedges_max=10.0 if sources.hedge_share else 0.0,
+            relief_share=sources.relief_share,
+            relief_bytes_max=burst_bytes if sources.relief_share else 0,
+            slow_s=sources.slow_s,
+        )
 
     def require_url(self) -> str:
         """The library's URL. Raises ConfigurationError when none is set."""

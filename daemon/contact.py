@@ -42,7 +42,8 @@ def back_off(failures: int) -> float:
 class Contact:
     """Asks the library for its shows, for as long as ``run`` runs.
 
-    ``on_shows`` is given each listing that succeeded; ``on_return`` is called when the library answers again.
+    ``on_shows`` is given each listing that succeeded; ``on_return`` is called when the library answers again,
+    ``on_silence`` with the reason each time that it does not.
     """
 
     def __init__(
@@ -53,12 +54,14 @@ class Contact:
         threads: trio.CapacityLimiter,
         on_shows: Callable[[list[str]], Awaitable[None]],
         on_return: Callable[[], None],
+        on_silence: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._library = library
         self._pace_s = max(PACE_S, pace_s)
         self._threads = threads
         self._on_shows = on_shows
         self._on_return = on_return
+        self._on_silence = on_silence
         self._nudged = trio.Event()
         self._asked = trio.Event()
         self._asked_at = self._answered_at = -math.inf
@@ -141,6 +144,8 @@ class Contact:
         if not self.offline:
             log.warning("offline: %s", error)
         self.reason = str(error)
+        if self._is_silent:
+            self._on_silence(self.reason)
 
     def _up(self) -> None:
         was_offline, self.reason = self.offline, None

@@ -88,8 +88,12 @@ class Sync:
         interval_s: float,
         nursery: trio.Nursery,
         on_return: Callable[[], None],
+        on_silence: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """``on_return`` is called when the library answers again, before anybody can see that it does."""
+        """``on_return`` is called when the library answers again, before anybody can see that it does.
+
+        ``on_silence`` is given the reason each time that it does not.
+        """
         self._library = library
         self._identity = identity
         self._verifier = verifier
@@ -110,6 +114,7 @@ class Sync:
             threads=trio.CapacityLimiter(1),
             on_shows=self._shows_listed,
             on_return=self._returned,
+            on_silence=on_silence,
         )
 
     def serve_through(self, filesystem: Filesystem) -> None:

@@ -13,6 +13,7 @@
     │   └── ReplicaDamaged       a replica, which can be built anew, does not hold together
     ├── TransportError           the way to the bytes, not the bytes
     │   ├── Unavailable          not reachable, or not within the deadline
+    │   │   └── KnownDown        not even asked, for it is known not to answer
     │   ├── AccessDenied         reachable, but these credentials may not
     │   ├── StoreFull            reachable, but there is no room left in it
     │   └── OutcomeUnknown       a commit that may or may not have happened
@@ -115,6 +116,10 @@ class TransportError(DamfsError):
 
 class Unavailable(TransportError):
     """Not reachable, or not within the deadline. Never a statement about what is stored."""
+
+
+class KnownDown(Unavailable):
+    """Not even asked, for it is known not to answer; the message says since when and why."""
 
 
 class AccessDenied(TransportError):

@@ -6,15 +6,16 @@ own threads and nobody else's, and the cache disk goes on serving. ``on_answer``
 
 from __future__ import annotations
 
-import math
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
 from cache.sources.protocol import ObjectRef, SourceStatus
+from cache.sources.threads import Threads
 from manifest.errors import DamfsError, Unavailable
-from manifest.layout import chunk_key, recipe_key
+from manifest.layout import IDENTITY, chunk_key, recipe_key
 from manifest.recipe import CHUNK_BYTES_MAX, OBJECT_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ THREADS = 16
 ATTEMPT_S_MAX = 30.0
 """One request takes no longer, whatever the reader's patience: a connection that died silently is given up."""
 _ATTEMPT_S_MIN = 0.05
-
-_unlimited = trio.CapacityLimiter(math.inf)  # the source's own limiter counts, see fetch
 
 
 class ObjectLibrary(Protocol):
@@ -44,7 +43,7 @@ class CentralSource:
 
     def __init__(self, library: ObjectLibrary, *, limiter_threads: int = THREADS, name: str = "central") -> None:
         self._library = library
-        self._limiter = trio.CapacityLimiter(limiter_threads)
+        self._threads = Threads(limiter_threads)
         self._name = name
         self.on_answer: Callable[[], None] = lambda: None
         self._healthy = True
@@ -59,20 +58,16 @@ class CentralSource:
         return self._name
 
     async def fetch(self, ref: ObjectRef, deadline: float) -> memoryview | bytes:
-        """See ``Source.fetch``. Waits for a thread until the deadline; the thread gets a time-out below it.
+        """See ``Source.fetch``. Waits for a thread until the deadline; the thread gets a time-out below it."""
 
-        The wait for the thread itself has no scope around it: the library's own time-out ends it, and a thread
-        that was given up early would no longer be counted by the limiter.
-        """
-        with trio.CancelScope(deadline=deadline) as scope:
-            await self._limiter.acquire()
+        def call() -> memoryview | bytes:
+            return self._get(ref, end - time.monotonic())
+
         try:
-            if scope.cancelled_caught:
+            end = time.monotonic() + min(deadline - trio.current_time(), 1e6)
+            data = await self._threads.run(call, deadline)
+            if data is None:
                 raise Unavailable(f"{ref}: {self._library.url} is busy with slow requests, none ended in time")
-            try:
-                data = await self._ask(ref, deadline - trio.current_time())
-            finally:
-                self._limiter.release()
         except DamfsError as error:
             self._failed(str(error))
             raise
@@ -81,6 +76,17 @@ class CentralSource:
         self._fetched_bytes += len(data)
         self.on_answer()
         return data
+
+    async def probe(self, deadline: float) -> None:
+        """See ``Probeable``: asks for the library's identity, in a thread beside those of the fetches."""
+        remaining_s = deadline - trio.current_time()
+        try:
+            await self._threads.run_beside(partial(self._library.get, IDENTITY, timeout_s=remaining_s))
+        except Unavailable:
+            raise
+        except DamfsError:
+            pass  # an answer, whatever it says
+        self.on_answer()
 
     def rejected(self, reason: str) -> None:
         """See ``Accountable``."""
@@ -99,14 +105,10 @@ class CentralSource:
             errors=self._errors,
         )
 
-    async def _ask(self, ref: ObjectRef, remaining_s: float) -> memoryview | bytes:
+    def _get(self, ref: ObjectRef, remaining_s: float) -> memoryview | bytes:
         if remaining_s < _ATTEMPT_S_MIN:
             raise Unavailable(f"{ref}: no time left to ask {self._library.url}")
-        return await trio.to_thread.run_sync(
-            self._get, ref, min(remaining_s, ATTEMPT_S_MAX), abandon_on_cancel=True, limiter=_unlimited
-        )
-
-    def _get(self, ref: ObjectRef, timeout_s: float) -> memoryview | bytes:
+        timeout_s = min(remaining_s, ATTEMPT_S_MAX)
         if ref.kind == "chunk":
             bytes_max = CHUNK_BYTES_MAX if ref.length is None else ref.length
             key = chunk_key(ref.tenant, ref.digest)

@@ -1,12 +1,12 @@
 """The one protocol between the cache and whatever hands out bytes.
 
-Retry, breaker, hedge, budget and fault injection are wrappers around it. What a source answers is never trusted:
-``cache/fetch.py`` verifies it, and nobody else needs to.
+Retry, breaker, hedge, budget and fault injection are wrappers around it (``stack.py``). What a source answers is never
+trusted: ``cache/fetch.py`` verifies it in the innermost wrapper, so that all others see right bytes or an error.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -19,13 +19,14 @@ Kind = Literal["chunk", "recipe"]
 class ObjectRef:
     """What to fetch: an object of ``tenant`` (opaque here) named by the digest of its bytes.
 
-    ``length`` is in bytes; None when it is not known before (recipes).
+    ``length`` is in bytes; None when it is not known before (recipes). ``hint`` names the file in log lines.
     """
 
     tenant: str
     kind: Kind
     digest: Digest
     length: int | None
+    hint: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{self.kind} {self.digest} of {self.tenant}"
@@ -35,7 +36,8 @@ class ObjectRef:
 class SourceStatus:
     """A source as ``damfs status`` shows it; docs/STATUS.md describes each field.
 
-    ``healthy`` is about the last answer; times are seconds since the epoch, None for what was never.
+    ``healthy`` is about the last answer; times are seconds since the epoch, None for what was never. What stands
+    below ``errors`` is filled in by the wrappers.
     """
 
     name: str
@@ -46,6 +48,18 @@ class SourceStatus:
     fetched_bytes: int
     fetches: int
     errors: int
+    breaker: Literal["closed", "open", "half-open"] = "closed"
+    down_because: str | None = None
+    in_flight: int = 0
+    latency_p50_s: float | None = None
+    latency_p95_s: float | None = None
+    retries: int = 0
+    retries_delayed: int = 0
+    hedges_sent: int = 0
+    hedges_won: int = 0
+    relieved: int = 0
+    not_relieved: int = 0
+    limits: dict[str, float] = field(default_factory=dict)
 
 
 class Source(Protocol):
@@ -80,3 +94,11 @@ class Impatient(Protocol):
 
     def hurry(self, ref: ObjectRef | None = None) -> None:
         """Somebody new wants ``ref``; without it: the store answers again. Costs nothing where nothing waits."""
+
+
+@runtime_checkable
+class Probeable(Protocol):
+    """A source that can be asked for something small, to see whether it answers at all."""
+
+    async def probe(self, deadline: float) -> None:
+        """Returns when it answers, whatever it says. Raises Unavailable. Waits for no other request's end."""

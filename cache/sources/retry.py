@@ -3,7 +3,10 @@
 State: the pauses under way, each an open cancel scope that belongs to one ``fetch``; how often the store came back.
 
 Rules:
-- Only Unavailable is tried again: it says nothing about what is stored. NotFound and AccessDenied are answers.
+- Only Unavailable is tried again: it says nothing about what is stored. NotFound and AccessDenied are answers, and what
+  is known to be down (KnownDown) is not worth asking.
+- Retries have a budget: a share of the requests, and a small rate besides. One that finds it empty waits for it, within
+  the deadline. Retries for the sake of a new reader, or because the store answers again, need no budget.
 - ``hurry(ref)``: somebody new wants ``ref``, perhaps with little patience. Its pause ends HURRY_S after the attempt
   that failed, or now: a new reader waits hardly longer than one who asked alone, and many cost no more than one.
 - ``hurry()``: the store answers again. Every pause ends now and is short after that; the sources' own limits on
@@ -20,10 +23,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import trio
 
 from cache.sources.protocol import Accountable, ObjectRef, Source, SourceStatus
-from manifest.errors import Unavailable
+from manifest.errors import KnownDown, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from cache.sources.allowance import Allowance
+    from cache.sources.measured import Numbers
 
 BASE_S = 0.1
 PAUSE_S_MAX = 5.0
@@ -32,10 +38,16 @@ HURRY_S = 0.2
 
 
 class _Pause(NamedTuple):
-    """One pause: when the attempt before it failed, and the scope that is slept in."""
+    """One pause: when the attempt before it failed, when it ends by itself, and the scope that is slept in."""
 
     begun: float
+    until: float
     scope: trio.CancelScope
+
+    @property
+    def is_hurried(self) -> bool:
+        """Whether it was to end earlier than by itself."""
+        return self.scope.deadline < self.until
 
     def end_by(self, moment: float) -> None:
         self.scope.deadline = min(self.scope.deadline, moment)
@@ -50,11 +62,15 @@ class Retrying:
         *,
         base_s: float = BASE_S,
         pause_s_max: float = PAUSE_S_MAX,
+        budget: Allowance | None = None,
+        numbers: Numbers | None = None,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._source = source
         self._base_s = base_s
         self._pause_s_max = pause_s_max
+        self._budget = budget
+        self._numbers = numbers
         self._uniform = uniform
         self._pauses: dict[ObjectRef, list[_Pause]] = {}
         self._returns = 0
@@ -66,17 +82,22 @@ class Retrying:
     async def fetch(self, ref: ObjectRef, deadline: float) -> memoryview | bytes:
         """See ``Source.fetch``. The last Unavailable is raised once no further pause fits before the deadline."""
         ceiling_s, returns = self._base_s, self._returns
+        if self._budget is not None:
+            self._budget.earn(1)
         while True:
             try:
                 return await self._source.fetch(ref, deadline)
+            except KnownDown:
+                raise
             except Unavailable:
                 if returns != self._returns:  # it answers again since this attempt or the pause before it began
                     ceiling_s, returns = self._base_s, self._returns
                 pause_s = self._uniform(0, ceiling_s)
-                if trio.current_time() + pause_s >= deadline:
+                if trio.current_time() + pause_s >= deadline or not await self._pause(ref, pause_s, deadline):
                     raise
-            await self._sleep(ref, pause_s)
             ceiling_s = min(ceiling_s * 2, self._pause_s_max)
+            if self._numbers is not None:
+                self._numbers.retries += 1
 
     def hurry(self, ref: ObjectRef | None = None) -> None:
         """See ``Impatient``."""
@@ -99,9 +120,24 @@ class Retrying:
         """See ``Source.status``: the wrapped source's."""
         return self._source.status()
 
-    async def _sleep(self, ref: ObjectRef, pause_s: float) -> None:
+    async def _pause(self, ref: ObjectRef, pause_s: float, deadline: float) -> bool:
+        """Wait until the next attempt; False when its turn in the budget does not come before the deadline."""
+        is_delayed = False
+        while not await self._sleep(ref, pause_s) and self._budget is not None and not self._budget.take(1):
+            if not is_delayed and self._numbers is not None:
+                self._numbers.retries_delayed += 1
+            is_delayed = True
+            wait_s = self._budget.wait_s(1)
+            pause_s = wait_s + self._uniform(0, wait_s)  # the token is for one of many who wait
+            if trio.current_time() + wait_s >= deadline:
+                return False
+            pause_s = min(pause_s, deadline - trio.current_time())
+        return True
+
+    async def _sleep(self, ref: ObjectRef, pause_s: float) -> bool:
+        """Whether it ended early, since waiting longer no longer pays."""
         now = trio.current_time()
-        pause = _Pause(now, trio.CancelScope(deadline=now + pause_s))
+        pause = _Pause(now, now + pause_s, trio.CancelScope(deadline=now + pause_s))
         self._pauses.setdefault(ref, []).append(pause)
         try:
             with pause.scope:
@@ -110,3 +146,4 @@ class Retrying:
             self._pauses[ref].remove(pause)
             if not self._pauses[ref]:
                 del self._pauses[ref]
+        return pause.is_hurried

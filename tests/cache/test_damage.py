@@ -63,7 +63,7 @@ async def test_a_damaged_chunk_in_the_store_is_an_error_that_names_it_and_a_repa
         handle = await open_sample(cache, made)
         with pytest.raises(DigestMismatch):
             await handle.read(0, 1000, trio.current_time() + 10)
-        (line, *_) = [r.getMessage() for r in expects_log.records if r.name == "cache.fetch"]
+        (line, *_) = [r.getMessage() for r in expects_log.records if r.name == "cache.sources.chain"]
         for part in (SHOW, "plate/a.exr", str(digest), "central"):
             assert part in line
         assert len(source.asked) == 2, "the last source is asked once more"
