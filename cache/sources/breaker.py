@@ -8,7 +8,8 @@ Rules:
   doubt: a probe, which asks for something small, decides. (A source that cannot be probed has no doubts but failures.)
 - NotFound and AccessDenied are answers. A wrong answer is neither; another source's right one shows who is to blame
   (``blame``), and more than one such in about ten open the breaker too.
-- While it is open, requests end at once with KnownDown, which says since when and why. Readers never probe.
+- While it is open, requests end at once with KnownDown, which says since when and why. Readers never probe; one that
+  is to be told so may have it ``glance``d at first, if the last probe is not quite new.
 - One probe at a time, after a pause that doubles from ``pause_s`` to ``pause_s_max``, or at once when there is a reason
   to hope (``hurry``). An answer to any request closes the breaker.
 - Whoever waits for a source waits for ``on_change``.
@@ -44,6 +45,8 @@ ATTEMPT_S_MIN = 0.05
 """With less time left nothing is asked, and what fails so close to its deadline was late."""
 PROBE_S = 4.0
 """A probe that takes longer has failed."""
+FRESH_S = 0.5
+"""So long the outcome of a probe is news."""
 WRONG_FORGIVEN = 0.1
 """A right answer makes up for so much of a wrong one."""
 
@@ -88,6 +91,8 @@ class Breaker:
         self._good_at = -math.inf
         self._is_doubted = False
         self._hurried = False
+        self._probed = trio.Event()
+        self._probed_at = -math.inf
         self._event = trio.Event()
         self.reason: str | None = None
         self.held: str | None = None
@@ -175,6 +180,14 @@ class Breaker:
             self._hurried = True
             self._event.set()
 
+    async def glance(self, within_s: float) -> None:
+        """Have it probed, if it is open and was not probed just now, and wait so long for the outcome."""
+        if self.reason is None or self.held is not None or trio.current_time() < self._probed_at + FRESH_S:
+            return
+        self.hurry()
+        with trio.move_on_after(within_s):
+            await self._probed.wait()
+
     def status(self) -> SourceStatus:
         """See ``Source.status``."""
         return replace(
@@ -222,6 +235,9 @@ class Breaker:
         self._hurried = False
         self._numbers.breaker = "half-open"
         why = await self._ask()
+        self._probed_at = trio.current_time()
+        self._probed.set()
+        self._probed = trio.Event()
         if self.reason is None:
             return
         if why is None:

@@ -12,7 +12,8 @@ Rules:
 - The last source decides what kind of error it is: only it knows what is missing. Its wrong answer is asked for once
   more.
 - When all are known to be down, a fetch waits for the first that comes back, until its deadline or until that has
-  lasted for ``outage_s``; from then on it fails at once.
+  lasted for ``outage_s``; from then on it fails at once, or after GLANCE_S, in which they are looked at: what has just
+  come back is no error.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ UNKNOWN_BYTES = 64 * 1024
 AGAIN_S = 0.25
 """The pause before a source is asked again that was slow and gave up, or whose next one is down."""
 AGAIN_S_MAX = 5.0
+GLANCE_S = 1.0
+"""The longest that a reader waits for a look at sources that are known to be down."""
 
 
 class Chain:
@@ -90,7 +93,11 @@ class Chain:
             with trio.move_on_at(until if is_all else min(until, trio.current_time() + pause_s)):
                 await self._changed.wait()
             pause_s = min(2 * pause_s, AGAIN_S_MAX)
-            if trio.current_time() >= until:
+            if trio.current_time() < until:
+                continue
+            if is_all:
+                await self._glance(deadline)
+            if not is_all or self.available() is not None or trio.current_time() >= deadline:
                 raise KnownDown(f"{ref}: {reason}")
 
     def hurry(self, ref: ObjectRef | None = None) -> None:
@@ -190,6 +197,13 @@ class Chain:
             if trio.current_time() + pause_s >= deadline:
                 raise _Kept(f"{ref}: {stack.name} is slow, and what may be asked elsewhere for that is used up")
             await trio.sleep(pause_s)
+
+    async def _glance(self, deadline: float) -> None:
+        """Have a look whether any source is back."""
+        within_s = min(GLANCE_S, deadline - trio.current_time())
+        async with trio.open_nursery() as nursery:
+            for stack in self._stacks:
+                nursery.start_soon(stack.breaker.glance, within_s)
 
     def _require_leave(self, ref: ObjectRef) -> None:
         if self._forbidden is not None:

@@ -247,10 +247,35 @@ async def test_what_is_silent_from_the_start_is_known_to_be_down_without_a_first
         chain.silent("the host name cannot be resolved", known_before=True)
         readers = await read_all(chain, [1])
         assert isinstance(readers.errors[0], KnownDown)
-        assert readers.seconds == [0]
+        assert readers.seconds[0] <= 0.1, "a look at it is all that is waited for"
         central.up()
         chain.hurry()
         assert (await read_all(chain, [2])).errors == []
+
+
+async def test_what_has_just_come_back_is_no_error_for_a_reader(autojump_clock: Clock) -> None:
+    central = Played()
+    central.down()
+    async with chained(central) as chain:
+        chain.silent("connection refused", known_before=True)
+        await trio.sleep(60)
+        central.up()
+        readers = await read_all(chain, range(20))
+        assert readers.errors == []
+        assert max(readers.seconds) < 1
+
+
+async def test_readers_of_what_says_nothing_are_kept_for_a_second_only(autojump_clock: Clock) -> None:
+    central = Played()
+    central.mute()
+    async with chained(central) as chain:
+        chain.silent("no route to host", known_before=True)
+        await trio.sleep(60)
+        readers = await read_all(chain, range(20))
+        assert len(readers.errors) == 20
+        assert max(readers.seconds) <= 1.1
+        assert central.asked == []
+        assert central.probes_at_once == 1
 
 
 async def test_what_is_forbidden_asks_nobody_and_ends_what_waits(autojump_clock: Clock) -> None:
