@@ -14,6 +14,7 @@ Rules:
 - The readers have their bytes before the disk has: storing comes after landing, and its failure is not theirs.
 - A failure is remembered for NEGATIVE_S: a storm of readers costs one fetch, and a repair heals at once.
 - What is known to be down is told at once, and not remembered: that it answers again is seen at once too.
+- While the ``gate`` is shut no source is asked: that is an error at once, however patient the reader is.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ import trio
 
 from cache.queue import Priority, Queue
 from cache.sources import stack
+from cache.sources.gate import Gate
 from cache.sources.policy import ASKED_ONCE, Policy
 from cache.sources.protocol import Accountable, ObjectRef, Source, SourceStatus
 from manifest.digest import Digest
-from manifest.errors import DamfsError, DigestMismatch, FormatError, KnownDown, Unavailable
+from manifest.errors import DamfsError, DigestMismatch, FormatError, KnownDown, Offline, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable, Sequence
@@ -225,6 +227,8 @@ class Fetcher:
         nursery.start_soon(self.sources.run, name="sources")
         self._nearby = nearby
         self._nearby_from = -math.inf
+        self._gate = Gate()
+        self._counters = counters
         self.queue = Queue(inflight_bytes_max)
         self._ring = Ring(ring_bytes_max)
         self._flights_max = flights_max
@@ -241,6 +245,14 @@ class Fetcher:
     def available(self) -> str | None:
         """None when a source may be asked now; else why none may, for people. From memory."""
         return self.sources.available()
+
+    def forbid(self, reason: str | None) -> None:
+        """Ask no source any more, not even whether it answers, and end what is under way; None: ask again."""
+        if reason is None:
+            self._gate.open()
+        else:
+            self._gate.shut(reason)
+        self.sources.forbid(reason)
 
     def close(self) -> None:
         """Begin nothing any more."""
@@ -292,8 +304,9 @@ class Fetcher:
             if flight.data is not None:
                 return flight.data
             assert flight.error is not None
-            if isinstance(flight.error, Unavailable) and flight.deadline < deadline - NEGATIVE_S:
-                continue  # it was begun for somebody with less patience
+            is_over = flight.deadline < deadline - NEGATIVE_S  # it was begun for somebody with less patience
+            if is_over and isinstance(flight.error, Unavailable) and not isinstance(flight.error, Offline):
+                continue
             raise _again(flight.error)
 
     def _has_room(self, key: Key, priority: Priority) -> bool:
@@ -326,9 +339,13 @@ class Fetcher:
             if flight.found is not None:
                 flight.data = flight.found.data
             else:
-                flight.data = await self.sources.fetch(flight.ref, flight.deadline)
+                with self._gate.passing(flight.ref, flight.ref.hint):
+                    flight.data = await self.sources.fetch(flight.ref, flight.deadline)
             flight.landed.set()
             await self._keep(key, flight)
+        except Offline as error:
+            self._counters.offline_refused += 1
+            flight.error = error
         except DamfsError as error:
             self._remember(key, error)
             flight.error = error

@@ -105,6 +105,8 @@ class Counters:
     """By source, and ``disk`` for what the cache disk gave back wrong."""
     not_stored: Counter[str] = field(default_factory=Counter)
     """Chunks that were served and not kept, by reason: full, no_space, error, index."""
+    offline_refused: int = 0
+    """Objects that no source was asked for, since none may be."""
     by_show: ReadAccounts = field(default_factory=ReadAccounts)
 
     def hit(self, show: str, tier: str, size_bytes: int) -> None:
@@ -189,6 +191,10 @@ class CacheMetrics:
         )
         yield CounterMetricFamily("damfs_cache_evicted_bytes", "Bytes evicted.", value=c.evicted_bytes)
         yield CounterMetricFamily("damfs_cache_evicted_objects", "Contents evicted.", value=c.evicted_objects)
+        yield CounterMetricFamily(
+            "damfs_offline_refused", "Objects that were not fetched, for the mount is switched offline.",
+            value=c.offline_refused,
+        )  # fmt: skip
         yield _counter("damfs_cache_dedup_bytes", "Bytes that another cached object had, by what that saved.", "saving",
                        dict(c.dedup_bytes))  # fmt: skip
         yield CounterMetricFamily(

@@ -154,6 +154,10 @@ class CacheStore:
         """Where missing bytes come from."""
         return self._fetcher.sources
 
+    def forbid(self, reason: str | None) -> None:
+        """See ``Fetcher.forbid``."""
+        self._fetcher.forbid(reason)
+
     @property
     def lock_fds(self) -> list[int | None]:
         """The open file descriptions that hold the folders, for a successor (``open``'s ``locks``); None: not held.

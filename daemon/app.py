@@ -30,6 +30,7 @@ from daemon import (
     control,
     metrics,
     mounts,
+    offline_routes,
     opening,
     paths,
     pin_routes,
@@ -37,6 +38,7 @@ from daemon import (
     trace_routes,
 )
 from daemon.limits import configured, scrub_pace
+from daemon.offline import OFFLINE_FILE, OfflineSwitch
 from daemon.pin_list import PINS_FILE
 from daemon.pins import Pins
 from daemon.places import Places
@@ -155,9 +157,10 @@ async def run(
                 await sync.begin(opened.shows, offline_because=opened.offline_because)
                 if opened.offline_because is not None:
                     cache.sources.silent(opened.offline_because, known_before=True)
+                switch = OfflineSwitch(sync.folder / OFFLINE_FILE, opened.wish, library, cache.forbid, sync)
                 binding, reason = _choose(settings, mountpoint, identity, notify, predecessor)
                 daemon = Daemon(
-                    settings, mountpoint, library, identity, cache, sync, slots, registry, binding, reason,
+                    settings, mountpoint, library, identity, cache, sync, switch, slots, registry, binding, reason,
                     notify, supervision,
                 )  # fmt: skip
                 if notify.supervised and binding.name == "kernel":  # no other mount can be taken over
@@ -188,6 +191,7 @@ class Daemon:
         identity: Identity,
         cache: CacheStore,
         sync: Sync,
+        switch: OfflineSwitch,
         slots: Slots,
         registry: CollectorRegistry,
         binding: Binding,
@@ -201,6 +205,7 @@ class Daemon:
         self._identity = identity
         self._cache = cache
         self._sync = sync
+        self._switch = switch
         self._registry = registry
         self._started = time.monotonic()
         self._metrics_url: str | None = None
@@ -218,7 +223,9 @@ class Daemon:
         self._stopper: Stopper | None = None
         places = Places(sync)
         self._pins = Pins(sync.folder / PINS_FILE, cache, places, sync.served, settings.cache.pin_share)
+        switch.resumed.append(self._pins.hurry)
         routes = [
+            *offline_routes.routes(switch),
             *cache_routes.routes(cache.admin, places),
             *scrub_routes.routes(cache.verifier, places),
             *trace_routes.routes(cache, settings.cache.policy),
@@ -291,6 +298,7 @@ class Daemon:
             trust=str(self._settings.library.trust),
             offline=self.offline,
             offline_reason=self._sync.contact.reason,
+            offline_switch=self._switch.told(),
             uptime_s=round(time.monotonic() - self._started, 3),
             shows=self.shows(),
             cache=self._cache.stats(),
@@ -329,6 +337,10 @@ class Daemon:
     @property
     def offline(self) -> bool:
         return self._sync.contact.offline
+
+    @property
+    def is_switched_offline(self) -> bool:
+        return self._switch.wish is not None
 
     def shows(self) -> dict[str, ShowStatus]:
         return self._sync.status()

@@ -121,6 +121,10 @@ class Client:
         """
         return int(self._call("admin", "POST", "/v1/reload", {}, timeout_s)["pid"])
 
+    def set_offline(self, *, on: bool) -> None:
+        """Have the mount use no network, or use it again. Raises ConfigurationError, AccessDenied, Unavailable."""
+        self._call("admin", "POST", "/v1/offline", {"on": on}, STATUS_S)
+
     def set_cache_limits(
         self,
         values: Mapping[str, str],

@@ -4,6 +4,8 @@ State: ``Contact`` knows whether the library is "offline": the last attempt to l
 was had from it since (a log that was read, a chunk). It asks at a slow pace while all is well, soon after somebody's
 request failed, and, while the library does not answer, again and again with a back-off that stays below RETRY_S_MAX:
 the way back is noticed within seconds, however long it was gone, and at once when somebody else finds it.
+
+While it is ``shut`` (daemon/offline.py) it asks nothing, whoever wants to know.
 """
 
 from __future__ import annotations
@@ -66,16 +68,35 @@ class Contact:
         self._asked = trio.Event()
         self._asked_at = self._answered_at = -math.inf
         self._is_silent = True
-        self.reason: str | None = None
+        self._silence: str | None = None
+        self.shut_because: str | None = None
+        self._opened = trio.Event()
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is offline, in words; None: it is not."""
+        return self.shut_because or self._silence
 
     @property
     def offline(self) -> bool:
-        """Whether the library did not answer when it was asked last."""
+        """Whether the library did not answer when it was asked last, or is not to be asked."""
         return self.reason is not None
+
+    def shut(self, reason: str) -> None:
+        """Ask nothing any more."""
+        self.shut_because = reason
+
+    def open(self) -> None:
+        """Ask again, now. It stays offline until there is an answer."""
+        self.shut_because = None
+        self._silence, self._is_silent = "it was not asked yet since it may be asked again", True
+        self._opened.set()
+        self._opened = trio.Event()
+        self.nudge()
 
     def begin(self, *, offline_because: str | None) -> None:
         """What the start-up found out, before ``run``."""
-        self.reason = offline_because
+        self._silence = offline_because
 
     def answered(self) -> None:
         """Somebody had an answer: the library is back, if it did not answer before; its shows are listed soon.
@@ -83,7 +104,7 @@ class Contact:
         It is not back if it did answer, and forbade to list its shows.
         """
         self._answered_at = trio.current_time()
-        if self.offline and self._is_silent:
+        if self._silence is not None and self._is_silent and self.shut_because is None:
             self._up()
             self.glance()
 
@@ -108,6 +129,9 @@ class Contact:
         """Ask for ever. Cancellation abandons a request that is under way."""
         failures = 0
         while True:
+            while self.shut_because is not None:
+                failures = 0
+                await self._opened.wait()
             self._nudged = trio.Event()
             self._asked_at = trio.current_time()
             try:
@@ -130,7 +154,10 @@ class Contact:
                 abandon_on_cancel=True,
             )
         except DamfsError as error:
-            self._down(error)
+            if self.shut_because is None:
+                self._down(error)
+            return False
+        if self.shut_because is not None:
             return False
         self._up()
         await self._on_shows(shows)
@@ -141,14 +168,14 @@ class Contact:
         if self._is_silent and self._answered_at > self._asked_at:
             log.debug("the shows were not listed, and yet the library answers: %s", error)
             return
-        if not self.offline:
+        if self._silence is None:
             log.warning("offline: %s", error)
-        self.reason = str(error)
+        self._silence = str(error)
         if self._is_silent:
-            self._on_silence(self.reason)
+            self._on_silence(self._silence)
 
     def _up(self) -> None:
-        was_offline, self.reason = self.offline, None
+        was_offline, self._silence = self._silence is not None, None
         if was_offline:
             log.info("online: %s answers again", self._library.url)
             self._on_return()

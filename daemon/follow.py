@@ -27,7 +27,7 @@ from daemon.contact import back_off
 from daemon.replica import Readers, close_all
 from daemon.status import ShowStatus, Stalled
 from manifest import schema
-from manifest.errors import DamfsError, IntegrityError, ReplicaDamaged, Unavailable
+from manifest.errors import DamfsError, IntegrityError, Offline, ReplicaDamaged, Unavailable
 from manifest.names import Revision
 
 if TYPE_CHECKING:
@@ -143,6 +143,8 @@ class FollowedShow:
                         return self.served
                     if at_least is None:
                         raise Unavailable(f"show {self.name} stays at revision {self.served}: {self.error}")
+                    if self._contact.shut_because is not None:
+                        raise Offline(f"show {self.name} stays at revision {self.served}: {self.error}")
                     failures += 1
                     await self._pause_before_asking_again(failures)
                     self.wake()
@@ -176,6 +178,8 @@ class FollowedShow:
             again = False
             try:
                 again = await self._attempt()
+            except Offline as error:
+                self._paused(str(error))
             except (DamfsError, sqlite3.Error, OSError) as error:
                 self._failed(str(error))
             except MemoryError:
@@ -228,6 +232,8 @@ class FollowedShow:
         show = self._show
         if self._readers is not None and self._readers.show is show:
             self._readers.reader.revision(self.served)  # raises when the file does not even begin as it should
+        if self._contact.shut_because is not None:
+            raise Offline(f"the library is not asked: {self._contact.shut_because}")
         progress = await self._advance(show)
         is_behind = False
         if self._readers is not None and self._readers.show is not show:
@@ -270,6 +276,9 @@ class FollowedShow:
     def _take(self, progress: Progress) -> None:
         stall = progress.stalled
         self._stalled = Stalled(stall.seq, stall.reason, stall.kind) if stall else None
+        if not progress.reachable and self._contact.shut_because is not None:
+            self._paused(f"the library is not asked: {self._contact.shut_because}")
+            return
         if not progress.reachable:
             self._failed("the library cannot be reached")
             return
@@ -293,6 +302,11 @@ class FollowedShow:
         self._failures += 1
         self._failed_attempts += 1
         self._contact.nudge()
+
+    def _paused(self, reason: str) -> None:
+        """Nothing is to be asked now: it is as after a failure, but for the complaint."""
+        self.error = reason
+        self._failures = max(1, self._failures)
 
     def _met_bug(self, error: Exception) -> None:
         reason = f"a bug of damfs: {error!r}; the log has the traceback"

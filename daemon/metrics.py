@@ -34,6 +34,9 @@ class Followed(Protocol):
     @property
     def offline(self) -> bool: ...
 
+    @property
+    def is_switched_offline(self) -> bool: ...
+
     def shows(self) -> dict[str, ShowStatus]: ...
 
 
@@ -54,6 +57,11 @@ class DaemonMetrics:
         """See ``prometheus_client.registry.Collector``."""
         yield GaugeMetricFamily(
             "damfs_offline", "1 while the library does not answer", value=float(self._followed.offline)
+        )
+        yield GaugeMetricFamily(
+            "damfs_offline_switched",
+            "1 while somebody has switched the mount offline",
+            value=float(self._followed.is_switched_offline),
         )
         revision = GaugeMetricFamily("damfs_show_revision", "The revision that readers see", labels=["show"])
         lag = GaugeMetricFamily(

@@ -1,7 +1,8 @@
 """What is opened and learned before there is a mount: the mountpoint, the library, whose it is, whom to trust.
 
 Rules: all of it blocks, and is called in a thread. Which library it is, and its shows, come from the library or, where
-it does not answer, from memory (daemon/remembered.py), so that a mount can start without it.
+it does not answer or is not to be asked (daemon/offline.py), from memory (daemon/remembered.py), so that a mount can
+start without it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cache.lock import holder_of
 from daemon import client, mounts, paths
+from daemon.offline import OFFLINE_FILE, Wish, load
 from daemon.remembered import Remembered
 from manifest.errors import Busy, ConfigurationError, TransportError
 from manifest.identity import Identity, list_shows, read_identity
@@ -36,7 +38,10 @@ LATER_CONTACT_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A library that is to be mounted. ``settings`` as they are used; ``offline_because`` None: it answers."""
+    """A library that is to be mounted. ``settings`` as they are used; ``offline_because`` None: it answers.
+
+    ``wish``: somebody has said that it is not to be asked, and it was not; None: it may be.
+    """
 
     settings: Settings
     library: Library
@@ -45,6 +50,7 @@ class Opened:
     verifier: PinnedKeys
     shows: list[str]
     offline_because: str | None
+    wish: Wish | None
 
     def slots(self) -> Slots:
         """Which show has which slot, as kept beside the replicas. Raises ConfigurationError."""
@@ -61,7 +67,11 @@ def open_library(settings: Settings, *, in_haste: bool) -> Opened:
     """
     library = Library.open(settings.require_url(), endpoint=settings.library.endpoint, region=settings.library.region)
     remembered = Remembered(paths.replica_folder(settings.cache.folder), library.url)
-    identity, shows, offline_because = _meet(library, remembered, in_haste=in_haste)
+    known = remembered.identity()
+    wish = None if known is None else load(remembered.library_folder(known) / OFFLINE_FILE)
+    if wish is not None:
+        library.shut_because = str(wish)
+    identity, shows, offline_because = _meet(library, remembered, in_haste=in_haste or wish is not None)
     trust = settings.require_trust(identity.id)
     verifier = PinnedKeys.from_file(trust)
     if verifier.library_id != identity.id:
@@ -69,7 +79,7 @@ def open_library(settings: Settings, *, in_haste: bool) -> Opened:
             f"the trust file {trust} is for library {verifier.library_id}, but {library.url} is library {identity.id}: "
             "use the trust file that damfs init printed for it"
         )
-    return Opened(_as_used(settings, trust), library, remembered, identity, verifier, shows, offline_because)
+    return Opened(_as_used(settings, trust), library, remembered, identity, verifier, shows, offline_because, wish)
 
 
 def check_mountpoint(mountpoint: Path) -> None:

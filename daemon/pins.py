@@ -26,7 +26,7 @@ import trio
 from cache.pinned import Pinned
 from daemon.pin_list import Pin, check, load, save
 from manifest.digest import Digest
-from manifest.errors import ConfigurationError, DamfsError, NotFound, Unavailable
+from manifest.errors import ConfigurationError, DamfsError, NotFound, Offline, Unavailable
 from manifest.replica import Kind
 
 if TYPE_CHECKING:
@@ -203,6 +203,11 @@ class Pins:
                     await self._ask_index(lambda pinned, number=kept.pin.id: pinned.drop(number))  # type: ignore[misc]
             return [kept.to_json() for kept in removed]
 
+    def hurry(self) -> None:
+        """What could not be had may be had now: every pin is tried again."""
+        for kept in self._kept.values():
+            kept.is_due = True
+
     # -- one pin
 
     async def _keep(self, kept: _Kept) -> None:
@@ -215,8 +220,8 @@ class Pins:
                         pause_s = RETRY_S
                         await self._until_due(kept, served, CHECK_S)
                     else:
-                        await self._until_due(kept, served, pause_s)
-                        pause_s = min(2 * pause_s, RETRY_S_MAX)
+                        hurried = await self._until_due(kept, served, pause_s)
+                        pause_s = RETRY_S if hurried else min(2 * pause_s, RETRY_S_MAX)
         finally:
             kept.ended.set()
 
@@ -233,17 +238,20 @@ class Pins:
                 return True
             if kept.progress.error is None:
                 self._say(kept, "the cache did not keep all of it: it has no room, or its disk fails")
+        except Offline as error:
+            kept.progress.error = str(error)  # no fault: it goes on by itself
         except (DamfsError, sqlite3.Error, OSError) as error:
             self._say(kept, str(error))
         kept.progress.state = "incomplete"
         return False
 
-    async def _until_due(self, kept: _Kept, before: int | None, pause_s: float) -> None:
-        """Wait so long, or until a live pin's show has another revision than ``before``."""
+    async def _until_due(self, kept: _Kept, before: int | None, pause_s: float) -> bool:
+        """Wait so long, or until a live pin's show has another revision than ``before``; whether somebody hurries."""
         with trio.move_on_after(pause_s):
             while not kept.is_due and (kept.pin.at is not None or self._served(kept.pin.show) == before):  # noqa: ASYNC110
                 await trio.sleep(LOOK_S)
-        kept.is_due = False
+        hurried, kept.is_due = kept.is_due, False
+        return hurried
 
     async def _count(self, kept: _Kept) -> None:
         pin = kept.pin
@@ -294,6 +302,7 @@ class Pins:
         assert kept.counted is not None
         revision, path = kept.counted
         faults: list[str] = []
+        refusals: list[Offline] = []
         cached_bytes = count = 0
         async with self._places.at(pin.show, str(revision), path) as place:
             async for batch in place.batches():
@@ -311,6 +320,9 @@ class Pins:
                     for row, have in work:
                         try:
                             await self._bring_file(place, row)
+                        except Offline as error:
+                            refusals.append(error)
+                            return
                         except (DamfsError, sqlite3.Error, OSError) as error:
                             faults.append(str(error))
                         else:
@@ -319,6 +331,8 @@ class Pins:
                 async with trio.open_nursery() as nursery:
                     for _ in range(PARALLEL):
                         nursery.start_soon(bring)
+                if refusals:
+                    raise refusals[0]
         if faults:
             more = "" if len(faults) == 1 else f" (and {len(faults) - 1} more)"
             self._say(kept, faults[0] + more)

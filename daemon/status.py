@@ -67,6 +67,7 @@ class Status:
     trust: str
     offline: bool
     offline_reason: str | None
+    offline_switch: dict[str, int | float] | None
     uptime_s: float
     shows: dict[str, ShowStatus]
     cache: CacheStats

@@ -19,7 +19,7 @@ import trio
 from daemon.contact import Contact
 from daemon.follow import FollowedShow, Served
 from daemon.status import ShowStatus
-from manifest.errors import DamfsError, NotFound, Unavailable
+from manifest.errors import DamfsError, NotFound, Offline, Unavailable
 from manifest.log import Log
 from manifest.show import Show, read_ahead
 
@@ -157,7 +157,7 @@ class Sync:
 
     async def reach(self, show: str, revision: Revision, timeout_s: float) -> None:
         followed = self._shows.get(show)
-        if followed is None:
+        if followed is None or self.contact.shut_because is not None:
             return
         try:
             await followed.sync(revision, timeout_s)
@@ -171,8 +171,14 @@ class Sync:
     # -- the control API
 
     async def sync(self, show: str, at_least: int | None, timeout_s: float) -> Revision:
-        """See ``FollowedShow.sync``. Raises NotFound when the library has no such show."""
+        """See ``FollowedShow.sync``. Raises NotFound when the library has no such show, and Offline at once."""
         started = trio.current_time()
+        if self.contact.shut_because is not None:
+            served = self.served(show)
+            if served is not None and at_least is not None and served >= at_least:
+                return served
+            where = "is not loaded" if served is None else f"stays at revision {served}"
+            raise Offline(f"show {show} {where}: {self.contact.shut_because}")
         if show not in self._known:
             await self.contact.ask(min(timeout_s, ASK_S))
         if show not in self._known:
@@ -251,6 +257,10 @@ class Sync:
 
     def _returned(self) -> None:
         self._on_return()
+        self.wake()
+
+    def wake(self) -> None:
+        """Have every show look at its log now."""
         for followed in self._shows.values():
             followed.wake()
 
@@ -293,4 +303,6 @@ class Sync:
     def _is_cheap(self, show: str) -> bool:
         if (self._remembered.library_folder(self._identity) / f"{show}.db").exists():
             return True
+        if self.contact.shut_because is not None:
+            return False
         return Log(self._library, show).newest_listed(0, timeout_s=ASK_S) <= EAGER_ENTRIES_MAX

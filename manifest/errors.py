@@ -14,6 +14,7 @@
     ├── TransportError           the way to the bytes, not the bytes
     │   ├── Unavailable          not reachable, or not within the deadline
     │   │   └── KnownDown        not even asked, for it is known not to answer
+    │   │       └── Offline      not asked, for this machine is to use no network
     │   ├── AccessDenied         reachable, but these credentials may not
     │   ├── StoreFull            reachable, but there is no room left in it
     │   └── OutcomeUnknown       a commit that may or may not have happened
@@ -120,6 +121,10 @@ class Unavailable(TransportError):
 
 class KnownDown(Unavailable):
     """Not even asked, for it is known not to answer; the message says since when and why."""
+
+
+class Offline(KnownDown):
+    """Not asked: somebody has said that this mount is to use no network. Trying again does not help."""
 
 
 class AccessDenied(TransportError):

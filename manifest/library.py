@@ -41,7 +41,16 @@ from obstore.store import LocalStore, MemoryStore, S3Store
 
 from manifest import layout, library_folder
 from manifest.credentials import FIRST_TIMEOUT_S, UNREACHABLE, BoundedCredentials
-from manifest.errors import AccessDenied, ConfigurationError, Conflict, FormatError, NotFound, StoreFull, Unavailable
+from manifest.errors import (
+    AccessDenied,
+    ConfigurationError,
+    Conflict,
+    FormatError,
+    NotFound,
+    Offline,
+    StoreFull,
+    Unavailable,
+)
 from manifest.store_message import StoreMessage
 
 if TYPE_CHECKING:
@@ -83,6 +92,8 @@ class Library:
         self._lock = threading.Lock()
         self._stores: dict[int, ObjectStore] = {}
         self._present_until = 0.0
+        self.shut_because: str | None = None
+        """While it is set, nothing is asked of the store: each request raises Offline with it."""
 
     @classmethod
     def open(cls, url: str, *, endpoint: str | None = None, region: str | None = None) -> Library:
@@ -263,6 +274,8 @@ class Library:
             return call(self._store(timeout_s))
 
     def _store(self, timeout_s: float) -> ObjectStore:
+        if self.shut_because is not None:
+            raise Offline(f"library {self._where} is not asked: {self.shut_because}")
         rung = _LADDER_S[0] if self._one_store else next((s for s in _LADDER_S if s <= timeout_s), _LADDER_S[-1])
         store = self._stores.get(rung)
         if store is None:

@@ -29,7 +29,7 @@ from cache.index import Index, ObjectRow
 from cache.lock import FolderLock
 from cache.owner import Owner, bind
 from cache.small import small_key
-from daemon import pin_list
+from daemon import offline, pin_list
 from daemon.pin_list import Pin
 from daemon.remembered import Remembered
 from manifest import canonical, layout
@@ -618,7 +618,7 @@ def test_what_the_daemon_remembers(tmp_path: Path) -> None:
     assert (tmp_path / f"{url_key}.identity").read_bytes() == library
     assert (tmp_path / identity.id / "shows.json").read_bytes() == shows
     pins = json.loads(example("pins"))
-    shapes = [keys(value) for value in (library, shows, pins, pins["pins"][0])]
+    shapes = [keys(value) for value in (library, shows, pins, pins["pins"][0], example("offline"))]
     assert tables("What is remembered of a library", "field") == shapes
 
 
@@ -627,6 +627,14 @@ def test_the_pins(tmp_path: Path) -> None:
     pin_list.save(tmp_path / "pins.json", [pin])
     assert (tmp_path / "pins.json").read_bytes() == example("pins")
     assert pin_list.load(tmp_path / "pins.json") == [pin]
+
+
+def test_a_mount_that_is_switched_offline(tmp_path: Path) -> None:
+    (tmp_path / "offline.json").write_bytes(example("offline"))
+    wish = offline.load(tmp_path / "offline.json")
+    assert wish == offline.Wish(1_700_000_000_123_456_789, 1000)
+    offline.save(tmp_path / "again.json", wish)
+    assert (tmp_path / "again.json").read_bytes() == example("offline")
 
 
 def test_the_locks_name_their_holders(tmp_path: Path) -> None:

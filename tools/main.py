@@ -16,7 +16,22 @@ from typing import Annotated, NoReturn
 import typer
 
 from manifest.errors import DamfsError, UsageError
-from tools import advise, browse, cache, complete, config, export, library, mount, options, pins, reload, scrub, verify
+from tools import (
+    advise,
+    browse,
+    cache,
+    complete,
+    config,
+    export,
+    library,
+    mount,
+    offline,
+    options,
+    pins,
+    reload,
+    scrub,
+    verify,
+)
 from tools.bench.command import bench
 from tools.context import Common
 from tools.exit_codes import ExitCode
@@ -94,6 +109,7 @@ app.command("pin")(pins.pin)
 app.command("unpin")(pins.unpin)
 app.command("pins")(pins.pins)
 app.command("status")(mount.status)
+app.command("offline")(offline.offline)
 app.command("sync")(mount.sync)
 cache.cache_app.command("scrub")(scrub.scrub)
 cache.cache_app.command("verify")(scrub.verify)

@@ -77,6 +77,8 @@ class Chain:
         self._forbidden = reason
         for stack in self._stacks:
             stack.breaker.hold(reason)
+            if reason is None:
+                stack.breaker.hurry()
         self._change()
 
     async def fetch(self, ref: ObjectRef, deadline: float) -> memoryview | bytes:

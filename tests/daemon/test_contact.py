@@ -116,3 +116,23 @@ async def test_the_library_is_asked_on_after_a_bug(caplog: pytest.LogCaptureFixt
         made.shows = []
         await made.contact.ask(5)
         assert made.shows == ["apollo"]
+
+
+async def test_while_it_is_shut_nothing_is_asked_and_nothing_counts_as_an_answer() -> None:
+    async with contacted() as made:
+        made.contact.shut("by wish")
+        made.contact.nudge()
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        asked = made.store.asked
+        made.contact.nudge()
+        made.contact.answered()
+        await made.contact.ask(0.3)
+        assert made.store.asked == asked
+        assert (made.contact.offline, made.contact.reason) == (True, "by wish")
+        made.contact.open()
+        assert made.contact.offline, "nobody has answered yet"
+        returns = made.returns
+        while made.contact.offline:  # noqa: ASYNC110  a thread gets there
+            await trio.sleep(0.01)
+        assert made.store.asked > asked
+        assert made.returns == returns + 1

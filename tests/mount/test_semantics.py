@@ -29,6 +29,13 @@ QUOTED: set[str] = set()
 TESTED_ELSEWHERE = {
     "A read of bytes that are not cached, while nothing can fetch them, is EIO at the deadline and not before.":
         "test_outages.py: test_cached_files_read_on_and_uncached_ones_fail_by_their_deadline",
+    "After `damfs offline on` nothing is asked of the network: cached files, names and attributes are read as ever.":
+        "test_offline.py: test_what_is_cached_is_read_and_the_rest_fails_at_once_and_nothing_is_asked",
+    "After `damfs offline on` a read of bytes that are not cached is EIO at once, whatever the deadline of reads is, "
+    "and so is one that waits already.":
+        "test_offline.py: test_who_waits_for_a_silent_store_is_answered_when_it_is_switched_on",
+    "After `damfs offline off` such a read succeeds again within seconds, without a new mount, if a source answers.":
+        "test_offline.py: test_what_is_cached_is_read_and_the_rest_fails_at_once_and_nothing_is_asked",
     "A publish of up to 1,000 files is visible within 2 seconds, and at once after "
     "`damfs sync SHOW --at-least REVISION`.":
         "test_main_job.py: test_a_publish_of_1000_files_is_seen_within_two_seconds",
