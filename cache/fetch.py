@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections import OrderedDict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from cache.clone import Found
     from cache.metrics import CacheMetrics, Counters
     from cache.queue import Turn
+    from cache.timings import FetchTimes
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +81,9 @@ class Sink(Protocol):
 class Flight:
     """One fetch, shared; ``turn`` is its place in the queue. ``data`` or ``error`` is set once, before ``landed``."""
 
-    __slots__ = ("data", "deadline", "error", "found", "landed", "ref", "sinks", "turn")
+    __slots__ = ("data", "deadline", "error", "found", "landed", "ref", "sinks", "times", "turn")
 
-    def __init__(self, ref: ObjectRef, deadline: float, turn: Turn) -> None:
+    def __init__(self, ref: ObjectRef, deadline: float, turn: Turn, times: FetchTimes) -> None:
         self.ref = ref
         self.deadline = deadline
         self.turn = turn
@@ -90,6 +92,7 @@ class Flight:
         self.found: Found | None = None
         self.error: DamfsError | None = None
         self.sinks: OrderedDict[Hashable, Sink] = OrderedDict()
+        self.times = times
 
 
 class Ring:
@@ -138,11 +141,13 @@ class Verified:
 
     async def fetch(self, ref: ObjectRef, deadline: float) -> memoryview | bytes:
         """See ``Source.fetch``. A wrong answer counts against the source."""
+        begun = time.perf_counter()
         try:
             try:
                 data = await self._source.fetch(ref, deadline)
             except FormatError as error:  # longer than it may be: refused before it was read
                 raise DigestMismatch(str(error)) from None
+            came = time.perf_counter()
             await self._verify(ref, data)
         except DigestMismatch as error:
             self._counters.verification_failures[self.name] += 1
@@ -150,6 +155,7 @@ class Verified:
                 self._source.rejected(str(error))
             raise
         self._counters.fetched(ref.tenant, self.name, len(data))
+        self._counters.timings.answered((ref.tenant, ref.digest), self.name, begun, came, len(data))
         return data
 
     def status(self) -> SourceStatus:
@@ -242,6 +248,11 @@ class Fetcher:
         """Fetches under way or queued."""
         return len(self._flights)
 
+    @property
+    def flights(self) -> list[Flight]:
+        """The fetches under way or queued, to be looked at."""
+        return list(self._flights.values())
+
     def available(self) -> str | None:
         """None when a source may be asked now; else why none may, for people. From memory."""
         return self.sources.available()
@@ -320,7 +331,8 @@ class Fetcher:
         flight = self._flights.get(key)
         if flight is None:
             turn = self.queue.enter(ref.length or UNKNOWN_LENGTH_BYTES, priority)
-            flight = Flight(replace(ref, hint=hint), max(deadline, trio.current_time() + FLIGHT_S_MIN), turn)
+            times = self._counters.timings.begin(key)
+            flight = Flight(replace(ref, hint=hint), max(deadline, trio.current_time() + FLIGHT_S_MIN), turn, times)
             self._flights[key] = flight
             self._nursery.start_soon(self._fly, key, flight)
         elif flight.data is None:
@@ -333,15 +345,20 @@ class Fetcher:
 
     async def _fly(self, key: Key, flight: Flight) -> None:
         """Fetch, verify, hand out, keep. Always ends the flight; raises only Cancelled, when the cache closes."""
+        times = flight.times
         try:
             await self._await_turn(flight)
+            times.enter("nearby")
             flight.found = await self._ask_nearby(flight.ref)
             if flight.found is not None:
-                flight.data = flight.found.data
+                flight.data, times.source = flight.found.data, "cache"
             else:
+                times.enter("source")
                 with self._gate.passing(flight.ref, flight.ref.hint):
                     flight.data = await self.sources.fetch(flight.ref, flight.deadline)
             flight.landed.set()
+            times.size_bytes = len(flight.data)
+            times.enter("store")
             await self._keep(key, flight)
         except Offline as error:
             self._counters.offline_refused += 1
@@ -358,6 +375,7 @@ class Fetcher:
             self._remember(key, flight.error)
         finally:
             self.queue.leave(flight.turn)
+            self._counters.timings.fetched(key, "" if flight.error is None else str(flight.error))
             if flight.found is not None:
                 flight.found.file.done()
             del self._flights[key]

@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from cache.accounts import ReadAccounts, ShowStats
 from cache.sources.metrics import source_metrics
+from cache.timings import Timings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -108,6 +109,8 @@ class Counters:
     offline_refused: int = 0
     """Objects that no source was asked for, since none may be."""
     by_show: ReadAccounts = field(default_factory=ReadAccounts)
+    timings: Timings = field(default_factory=Timings)
+    """What is no count, and told by ``damfs explain`` alone."""
 
     def hit(self, show: str, tier: str, size_bytes: int) -> None:
         """A read of a file of ``show`` was answered with so many bytes, and all of them were here."""

@@ -56,6 +56,12 @@ class Pinned:
         marks = ",".join("?" * len(pins))
         self._remove(f"pin NOT IN ({marks})", tuple(pins))
 
+    def of(self, tenant: str, content: bytes, limit: int) -> list[int]:
+        """The pins that keep a content, sorted, at most ``limit``."""
+        some = "SELECT DISTINCT pin FROM pinned WHERE tenant = ? AND content = ? ORDER BY pin LIMIT ?"
+        (found,) = self._index.ask(f"SELECT group_concat(pin) FROM ({some})", (tenant, content, limit))  # noqa: S608
+        return [] if found is None else sorted(int(pin) for pin in str(found).split(","))
+
     def total_bytes(self) -> int:
         """The sizes of all pinned contents, each once. A scan of the table: 0.3 s for a million."""
         distinct = "SELECT max(size) AS size FROM pinned GROUP BY tenant, content"

@@ -85,6 +85,13 @@ class Queue:
         counts = {"waiting": self.waiting, "under_way": self.under_way}
         return {(one.name.lower(), state): count(one) for one in Priority for state, count in counts.items()}
 
+    def ahead(self, turn: Turn) -> int:
+        """How many of those that wait come before this one; 0 when it has begun. Looks at all that wait beside it."""
+        if turn.begun.is_set():
+            return 0
+        before = sum(len(waiting) for priority, waiting in self._waiting.items() if priority < turn.priority)
+        return before + self._waiting[turn.priority].index(turn)
+
     def enter(self, amount: int, priority: Priority) -> Turn:
         """A place in the queue for so many bytes; more than the whole counts as the whole."""
         turn = Turn(min(amount, self._bytes_max), priority)

@@ -20,6 +20,7 @@ from cache.keep import ChunkSink, SmallSink
 from cache.queue import Priority
 from cache.small import small_key
 from cache.sources.protocol import ObjectRef
+from cache.timings import ReadTimes
 from manifest.digest import Digest
 from manifest.errors import DamfsError, FormatError
 from manifest.recipe import Recipe
@@ -92,9 +93,10 @@ class Reader:
         caller's scope ends the wait. Cancellation leaves shared fetches and stores to go on.
         """
         self._keeper.retain(content)
+        times = ReadTimes(offset, size)
         try:
             if content.is_small:
-                return await self._read_small(content, offset, size, deadline)
+                return await self._read_small(content, offset, size, deadline, times=times)
             if content.all_present and content.file is not None:
                 epoch = content.epoch
                 data = await content.file.read(offset, size, self._disk_limiter)
@@ -103,8 +105,13 @@ class Reader:
                     return data
                 if content.epoch == epoch:
                     self._flusher.distrust(content, "the cache disk did not give its bytes back")
-            return await self._read_chunks(content, offset, size, deadline)
+            return await self._read_chunks(content, offset, size, deadline, times)
+        except BaseException as error:
+            times.error = str(error) or "it was given up"
+            raise
         finally:
+            times.end()
+            self._counters.timings.read(content.key, times)
             self._keeper.release(content)
 
     async def refill(
@@ -161,8 +168,13 @@ class Reader:
             begun_bytes += recipe[i].length
         return begun_bytes
 
-    async def _read_chunks(self, content: Content, offset: int, size: int, deadline: float) -> bytes | memoryview:
-        recipe = content.recipe or await self._load_recipe(content, deadline)
+    async def _read_chunks(
+        self, content: Content, offset: int, size: int, deadline: float, times: ReadTimes
+    ) -> bytes | memoryview:
+        recipe = content.recipe
+        if recipe is None:
+            with times.fetching():
+                recipe = await self._load_recipe(content, deadline)
         chunks = recipe.covering(offset, size)
         for i in chunks:
             if not content.has(i):
@@ -193,7 +205,9 @@ class Reader:
                     chunk = recent
                 else:
                     missed = True
-                    chunk = await self._fetcher.get(ref, ChunkSink(self._keeper, content, i), deadline, content.hint)
+                    with times.fetching():
+                        sink = ChunkSink(self._keeper, content, i)
+                        chunk = await self._fetcher.get(ref, sink, deadline, content.hint)
                     self._counters.waited_for(content.tenant, until - position)
                 begin = recipe.offset(i)
                 parts.append(memoryview(chunk)[position - begin : until - begin])
@@ -203,9 +217,14 @@ class Reader:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _read_small(
-        self, content: Content, offset: int, size: int, deadline: float, priority: Priority = Priority.DEMAND
-    ) -> bytes | memoryview:
-        recipe = content.recipe or await self._load_recipe(content, deadline, priority)
+        self, content: Content, offset: int, size: int, deadline: float, priority: Priority = Priority.DEMAND,
+        *, times: ReadTimes | None = None,
+    ) -> bytes | memoryview:  # fmt: skip
+        times = times or ReadTimes(offset, size)
+        recipe = content.recipe
+        if recipe is None:
+            with times.fetching():
+                recipe = await self._load_recipe(content, deadline, priority)
         key = small_key(content.tenant, content.content)
         data = await trio.to_thread.run_sync(
             self._get_small, key, recipe, abandon_on_cancel=True, limiter=self._small_limiter
@@ -220,7 +239,8 @@ class Reader:
             if part is None:
                 missed = True
                 sink = SmallSink(self._keeper, content) if len(recipe) == 1 else None
-                part = await self._fetcher.get(self._ref(content, i), sink, deadline, content.hint, priority)
+                with times.fetching():
+                    part = await self._fetcher.get(self._ref(content, i), sink, deadline, content.hint, priority)
             parts.append(part)
         whole = bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
         if len(parts) > 1 or not missed:  # what is only in memory could not be kept before

@@ -154,9 +154,18 @@ class CacheStore:
         """Where missing bytes come from."""
         return self._fetcher.sources
 
+    @property
+    def fetcher(self) -> Fetcher:
+        """What fetches, to be looked at."""
+        return self._fetcher
+
     def forbid(self, reason: str | None) -> None:
         """See ``Fetcher.forbid``."""
         self._fetcher.forbid(reason)
+
+    def shelf_of(self, tenant: str, content: Digest) -> Shelf | None:
+        """Where a content is open or cached, or would be kept; None while no folder can be used."""
+        return self._shelf_of(tenant, content) if self.shelves or self._retired else None
 
     @property
     def lock_fds(self) -> list[int | None]:

@@ -28,6 +28,7 @@ from daemon import (
     cache_locks,
     cache_routes,
     control,
+    explain_routes,
     metrics,
     mounts,
     offline_routes,
@@ -37,6 +38,7 @@ from daemon import (
     scrub_routes,
     trace_routes,
 )
+from daemon.explain import Explain, as_reading
 from daemon.limits import configured, scrub_pace
 from daemon.offline import OFFLINE_FILE, OfflineSwitch
 from daemon.pin_list import PINS_FILE
@@ -224,8 +226,11 @@ class Daemon:
         places = Places(sync)
         self._pins = Pins(sync.folder / PINS_FILE, cache, places, sync.served, settings.cache.pin_share)
         switch.resumed.append(self._pins.hurry)
+        explain = Explain(cache, Places(sync, loads=False), sync, lambda: as_reading(binding.name, binding.limits))
+        owner = (settings.mount.uid, settings.mount.gid)
         routes = [
             *offline_routes.routes(switch),
+            *explain_routes.routes(explain, mountpoint, owner=owner, allow_other=settings.mount.allow_other),
             *cache_routes.routes(cache.admin, places),
             *scrub_routes.routes(cache.verifier, places),
             *trace_routes.routes(cache, settings.cache.policy),

@@ -29,6 +29,7 @@ STATUS_S = 10.0
 SYNC_S = 60.0
 STOP_S = 20.0
 RELOAD_S = 100.0
+EXPLAIN_S = 60.0
 WALK_S = 600.0
 """For what looks at every file below a folder."""
 REPLY_BYTES_MAX = 64 * 1024 * 1024
@@ -124,6 +125,15 @@ class Client:
     def set_offline(self, *, on: bool) -> None:
         """Have the mount use no network, or use it again. Raises ConfigurationError, AccessDenied, Unavailable."""
         self._call("admin", "POST", "/v1/offline", {"on": on}, STATUS_S)
+
+    def explain(self, address: Address) -> dict[str, Any]:
+        """What docs/STATUS.md says of explanations: why reading what lies there is slow.
+
+        As who may administer the mount, if we may, else as any user. Raises NotFound, AccessDenied, UsageError,
+        Unavailable.
+        """
+        admin = os.access(paths.socket_path(self.mountpoint, "admin", self.uid), os.W_OK)
+        return self._call("admin" if admin else "view", "POST", "/v1/explain", _place(address), EXPLAIN_S)
 
     def set_cache_limits(
         self,

@@ -19,11 +19,11 @@ from manifest.names import At, Revision, check_path, join, parse_at
 from manifest.replica import Kind, Replica
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from daemon.sync import Sync
     from manifest.recipe import Recipe
-    from manifest.replica import Row
+    from manifest.replica import RevisionInfo, Row
 
 THREADS = 2
 BATCH = 512
@@ -49,6 +49,20 @@ class Place:
         while batch := await trio.to_thread.run_sync(list, islice(self._walk, BATCH), limiter=self._limiter):
             yield batch
 
+    async def names(self) -> AsyncIterator[list[Row]]:
+        """What lies in this folder, sorted by name, at most BATCH at a time; nothing of what lies below."""
+        after = ""
+        while batch := await trio.to_thread.run_sync(self._list, after, limiter=self._limiter):
+            yield batch
+            after = batch[-1].name
+
+    def _list(self, after: str) -> list[Row]:
+        return self._reader.list(self.row.node, self.revision, after=after, limit=BATCH)
+
+    async def about(self, revision: int) -> RevisionInfo | None:
+        """Who published a revision of the show, and when; None for revision 0."""
+        return await trio.to_thread.run_sync(self._reader.revision, revision, limiter=self._limiter)
+
     async def recipe(self, content: bytes) -> Recipe | None:
         """The recipe of a content; None when it is an object of its own."""
         return await trio.to_thread.run_sync(self._reader.recipe, content, limiter=self._limiter)
@@ -64,29 +78,48 @@ class Place:
 class Places:
     """Where the shows of a mount are looked into."""
 
-    def __init__(self, sync: Sync) -> None:
+    def __init__(self, sync: Sync, *, loads: bool = True) -> None:
+        """``loads``: a show that nobody has used yet is loaded, which may need the network; else it is Unavailable."""
         self._sync = sync
+        self._loads = loads
         self._limiter = trio.CapacityLimiter(THREADS)
 
     @asynccontextmanager
-    async def at(self, show: str, at: str | None, path: str) -> AsyncIterator[Place]:
+    async def at(
+        self,
+        show: str,
+        at: str | None,
+        path: str,
+        enter: Callable[[str, Row], None] = lambda path, folder: None,  # noqa: ARG005
+    ) -> AsyncIterator[Place]:
         """What is at ``path`` of a show, links followed; ``at``: a revision or a time, None: what is served now.
 
+        ``enter``: see ``manifest.links.follow``; it is called in a thread.
         Raises NotFound, UsageError for a revision that is none, FormatError for a path that is none, Unavailable.
         """
-        file, served = await self._sync.replica(show)
+        file, served = await self._sync.replica(show) if self._loads else self._sync.loaded(show)
         reader = await trio.to_thread.run_sync(Replica.open_reader, file, limiter=self._limiter)
         try:
-            yield await trio.to_thread.run_sync(self._find, reader, show, at, path, served, limiter=self._limiter)
+            yield await trio.to_thread.run_sync(
+                self._find, reader, show, at, path, served, enter, limiter=self._limiter
+            )
         finally:
             reader.close()
 
-    def _find(self, reader: Replica, show: str, at: str | None, path: str, served: Revision) -> Place:
+    def _find(
+        self,
+        reader: Replica,
+        show: str,
+        at: str | None,
+        path: str,
+        served: Revision,
+        enter: Callable[[str, Row], None],
+    ) -> Place:
         wanted = served if at is None else parse_at(at)
         revision = reader.at_time(wanted.time_ns) if isinstance(wanted, At) else Revision(wanted)
         if revision > served:
             raise NotFound(f"{show} has no revision {revision}: the newest is {served}")
-        found, row = follow(reader, check_path(path) if path else "", revision, last=True)
+        found, row = follow(reader, check_path(path) if path else "", revision, last=True, enter=enter)
         return Place(show, revision, found, row, reader, _below(reader, found, row, revision), self._limiter)
 
 

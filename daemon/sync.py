@@ -204,6 +204,15 @@ class Sync:
             raise NotFound(f"the mount has no show {show}: it has {', '.join(self._known) or 'none yet'}")
         return self.folder / f"{show}.db", self._shows[show].served
 
+    def loaded(self, show: str) -> tuple[Path, Revision]:
+        """As ``replica``, without loading it. Raises NotFound, and Unavailable when the show is not loaded."""
+        followed = self._shows.get(show)
+        if followed is not None and followed.loaded:
+            return self.folder / f"{show}.db", followed.served
+        if show not in self._known:
+            raise NotFound(f"the mount has no show {show}: it has {', '.join(self._known) or 'none yet'}")
+        raise Unavailable(f"the show {show} is not loaded here yet: nobody has used it; look into it, then ask again")
+
     def status(self) -> dict[str, ShowStatus]:
         """All known shows, those that are not loaded too; from memory."""
         found = {}

@@ -12,6 +12,8 @@ from manifest.names import join, split
 from manifest.replica import Kind
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from manifest.names import Revision
     from manifest.replica import ReplicaReader, Row
 
@@ -19,9 +21,17 @@ LINKS_MAX = 40
 """As many links as the kernel follows in one path."""
 
 
-def follow(reader: ReplicaReader, path: str, revision: Revision, *, last: bool) -> tuple[str, Row]:
+def follow(
+    reader: ReplicaReader,
+    path: str,
+    revision: Revision,
+    *,
+    last: bool,
+    enter: Callable[[str, Row], None] = lambda path, folder: None,  # noqa: ARG005
+) -> tuple[str, Row]:
     """The path behind ``path`` with its links followed (the last component's only with ``last``), and its row.
 
+    ``enter`` is called with each folder before a name in it is looked up; what it raises ends the search.
     Raises NotFound, and says which component is missing, not a folder, a link in a circle or one out of the show.
     """
     wanted = path.split("/") if path else []
@@ -32,6 +42,7 @@ def follow(reader: ReplicaReader, path: str, revision: Revision, *, last: bool) 
         name = wanted.pop(0)
         if row.kind != Kind.FOLDER:
             raise NotFound(f"{path}: {here} is not a folder")
+        enter(here, row)
         step = join(here, name)
         row = _row(reader, step, revision, path)
         if row.kind != Kind.LINK or not (wanted or last):

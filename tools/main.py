@@ -22,6 +22,7 @@ from tools import (
     cache,
     complete,
     config,
+    explain,
     export,
     library,
     mount,
@@ -110,6 +111,7 @@ app.command("unpin")(pins.unpin)
 app.command("pins")(pins.pins)
 app.command("status")(mount.status)
 app.command("offline")(offline.offline)
+app.command("explain")(explain.explain)
 app.command("sync")(mount.sync)
 cache.cache_app.command("scrub")(scrub.scrub)
 cache.cache_app.command("verify")(scrub.verify)

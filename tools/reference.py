@@ -74,6 +74,7 @@ JSON: dict[str, str] = {
     '`{"revision","files","bytes","cached_bytes","why_not"}`, where `why_not` is null or why it would be refused',
     "unpin": '`{"pins":[…as pin…]}`, those that were removed',
     "pins": '`{"pins":[…as pin…],"limit_bytes"}`',
+    "explain": '`{"mountpoint",…}` and what [STATUS](STATUS.md) calls an explanation',
     "offline": '`{"mounts":[{"mountpoint","offline","offline_reason","offline_switch"}]}`, as in [STATUS](STATUS.md)',
     "status": "with MOUNTPOINT what [STATUS](STATUS.md) describes; without it "
     '`{"mounts":[…the same…],"dead":[mountpoint]}`',

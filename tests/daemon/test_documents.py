@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cache.accounts import ShowStats
+from cache.explain import Explained
 from cache.metrics import CacheStats, FolderStats
 from cache.sources.protocol import SourceStatus
 from daemon import status
@@ -43,6 +44,11 @@ def test_every_field_of_the_status_is_documented() -> None:
     assert documented["A cache folder"] == fields(FolderStats)
     assert documented["A show in the cache"] == fields(ShowStats)
     assert documented["A source"] == fields(SourceStatus)
+
+
+def test_every_field_of_an_explained_file_is_documented() -> None:
+    """The others are looked at on a real mount (tests/mount/test_explain.py)."""
+    assert fields(Explained) < sections("STATUS.md")["A file, explained"]
 
 
 def declared_metrics() -> set[str]:

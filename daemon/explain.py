@@ -1,0 +1,170 @@
+"""Why reading something is slow: what ``damfs explain`` shows of a file, a folder, or a sequence of frames.
+
+State: none beside limiters. Rules:
+
+- No source is asked and nothing is waited for but this machine's disk: it works offline, and of a show that nobody has
+  used yet there is nothing to tell.
+- It is told on the view socket, to any user, what the kernel would let that user read (daemon/rights.py).
+- What is told is bounded, however many files a folder or chunks a file has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from cache.explain import Explainer, queued
+from daemon.advice import advise
+from daemon.frames import Sequences, pattern_of
+from daemon.rights import READ, SEARCH
+from manifest import names
+from manifest.digest import Digest
+from manifest.errors import NotFound, Unavailable
+from manifest.replica import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from cache.store import CacheStore
+    from daemon.frames import Pattern
+    from daemon.places import Place, Places
+    from daemon.rights import Rights
+    from daemon.sync import Sync
+    from manifest.replica import Row
+
+FILES_MAX = 50_000
+"""So many names of a folder are looked at."""
+AT_ONCE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the kernel is spoken to: the binding's name, and whether the kernel can read files of the cache itself."""
+
+    binding: str
+    has_passthrough: bool
+
+
+class Explain:
+    """See the module's rules. Belongs to the event loop."""
+
+    def __init__(self, cache: CacheStore, places: Places, sync: Sync, reading: Callable[[], Reading]) -> None:
+        """``places`` loads no show. ``reading`` tells how files are read, once there is a mount."""
+        self._cache = cache
+        self._places = places
+        self._sync = sync
+        self._reading = reading
+        self._explainer = Explainer(cache)
+        self._room = trio.CapacityLimiter(AT_ONCE)
+
+    async def explain(self, show: str, at: str | None, path: str, rights: Rights) -> dict[str, Any]:
+        """See docs/STATUS.md. Raises NotFound, AccessDenied, UsageError, Unavailable."""
+        async with self._room:
+            folder, name = names.split(path)
+            pattern = pattern_of(name)
+            try:
+                async with self._places.at(show, at, path, rights.enter) as place:
+                    return await self._of(place, path, rights, None)
+            except NotFound:
+                if pattern is None:
+                    raise
+            async with self._places.at(show, at, folder, rights.enter) as place:
+                return await self._of(place, path, rights, pattern)
+
+    async def _of(self, place: Place, asked: str, rights: Rights, pattern: Pattern | None) -> dict[str, Any]:
+        contact, row = self._sync.contact, place.row
+        head = {
+            "show": place.show,
+            "revision": place.revision,
+            "path": place.path if pattern is None else asked,
+            "asked": asked,
+            "kind": "sequence" if pattern else "file" if row.kind == Kind.FILE else "folder",
+            "offline": contact.offline,
+            "offline_reason": contact.reason,
+            "offline_switched": contact.shut_because is not None,
+            "sources": self._told_sources(),
+            "sources_why_not": self._cache.fetcher.available(),
+            "queue": queued(self._cache),
+        }
+        if row.kind == Kind.FILE and pattern is None:
+            rights.require(place.path, row, READ)
+            found = {**head, "file": await self._file(place)}
+        else:
+            rights.require(place.path, row, READ | SEARCH)
+            found = {**head, "folder": await self._folder(place, rights, pattern)}
+        return {**found, "advice": advise(found)}
+
+    def _told_sources(self) -> list[dict[str, Any]]:
+        timings = self._cache.counters.timings
+        return [{**asdict(one), "bytes_per_s": timings.bytes_per_s(one.name)} for one in self._cache.sources.status()]
+
+    async def _file(self, place: Place) -> dict[str, Any]:
+        row, info = place.row, await place.about(place.row.since)
+        assert row.content is not None
+        assert row.digest is not None
+        content, digest = Digest(row.content), Digest(row.digest)
+        recipe = await place.recipe(content)
+        known = await self._explainer.explain(place.show, content, row.size, digest, recipe)
+        reading = self._reading()
+        return {
+            **asdict(known),
+            "digest": str(digest),
+            "content": str(content),
+            "version": row.since,
+            "publisher": None if info is None else info.author,
+            "published_ns": None if info is None else info.time_ns,
+            "percent": known.here_bytes * 100 // known.size_bytes if known.size_bytes else 100,
+            "read_by": "kernel" if known.lent else "daemon",
+            "next_open_by": "kernel" if known.may_lend and reading.has_passthrough else "daemon",
+            "why_daemon": _why_daemon(known.why_not_lent, reading),
+        }
+
+    async def _folder(self, place: Place, rights: Rights, pattern: Pattern | None) -> dict[str, Any]:
+        found = Sequences(pattern)
+        folders = files = unreadable = size_bytes = here_bytes = 0
+        is_complete = True
+        async for batch in place.names():
+            folders += sum(row.kind == Kind.FOLDER for row in batch)
+            mine = [row for row in batch if row.kind == Kind.FILE and found.takes(row.name)]
+            told = [row for row in mine if rights.may(row, READ)]
+            unreadable += len(mine) - len(told)
+            for row, present_bytes in zip(told, await self._present(place, told), strict=True):
+                found.add(row.name, row.size, present_bytes)
+                files += 1
+                size_bytes += row.size
+                here_bytes += present_bytes
+            if files >= FILES_MAX:
+                is_complete = False
+                break
+        if pattern is not None and not files:
+            raise NotFound(f"{place.show}:{place.path} has no frames of {'#'.join(pattern)} that you may read")
+        return {
+            "files": files, "folders": folders, "unreadable": unreadable, "complete": is_complete,
+            "size_bytes": size_bytes, "here_bytes": here_bytes,
+            "percent": here_bytes * 100 // size_bytes if size_bytes else 100, **found.to_json(),
+        }  # fmt: skip
+
+    async def _present(self, place: Place, rows: Sequence[Row]) -> list[int]:
+        contents = [(Digest(row.content or b""), row.size) for row in rows]
+        try:
+            return await self._cache.admin.present_bytes(place.show, contents)
+        except Unavailable:
+            return [0] * len(contents)
+
+
+def _why_daemon(why_not_lent: str | None, reading: Reading) -> str | None:
+    """Why the next open is read through the daemon; None: it is not."""
+    if why_not_lent is not None:
+        return why_not_lent
+    if reading.has_passthrough:
+        return None
+    if reading.binding != "kernel":
+        return f"the binding {reading.binding} reads everything through the daemon"
+    return "this kernel reads no files of the cache by itself"
+
+
+def as_reading(binding: str, limits: Mapping[str, object]) -> Reading:
+    """From what a binding says of itself."""
+    return Reading(binding, bool(limits.get("passthrough")))

@@ -1,0 +1,91 @@
+"""What a user of this machine may be told of what lies in a mount: what the kernel would let them see there.
+
+State: none. Rules, as the kernel has them with ``default_permissions`` (fs/fuse/dir.c, path_resolution(7)):
+
+- Without ``allow_other`` the mount is its owner's alone, and who may not come as far as the mountpoint sees nothing of
+  it. Its folders and files have the published modes, and the owner and the group of the configuration.
+- A name is looked up in a folder that one may search (x), listed in one that one may read (r); what is told of a file
+  is as much as reading it would tell, so it takes the right to read it (r).
+- Who may administer the mount, which its cache belongs to, may know everything: root, and the daemon's own user.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from manifest.errors import AccessDenied
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from daemon.peercred import Peer
+    from manifest.replica import Row
+
+READ, SEARCH = 4, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """Of one who asks. ``peer`` None: somebody who may know everything. ``owner``: (uid, gid) of what is mounted."""
+
+    peer: Peer | None
+    owner: tuple[int, int]
+
+    @classmethod
+    def of(cls, peer: Peer | None, *, is_admin: bool, owner: tuple[int, int], allow_other: bool) -> Rights:
+        """The rights of a client; ``is_admin``: it came through the admin socket. Raises AccessDenied without any."""
+        if is_admin or (peer is not None and peer.uid in (0, os.geteuid())):
+            return cls(None, owner)
+        if peer is None:
+            raise AccessDenied("who asks is not known: ask through the mount's socket")
+        if not allow_other:
+            raise AccessDenied(
+                "this mount is its owner's alone (mount.allow_other is off): ask as that user, or as root"
+            )
+        return cls(peer, owner)
+
+    def may(self, row: Row, what: int) -> bool:
+        """Whether this is granted, of READ and SEARCH."""
+        return self.peer is None or _grants(self.peer, row.mode, self.owner, what)
+
+    def require(self, path: str, row: Row, what: int) -> None:
+        """Raise AccessDenied unless it is granted."""
+        if not self.may(row, what):
+            assert self.peer is not None
+            raise AccessDenied(
+                f"uid {self.peer.uid} may not {'search' if what == SEARCH else 'read'} "
+                f"{path or 'this show'}, so nothing is told of it"
+            )
+
+    def require_way(self, mountpoint: Path) -> None:
+        """Raise AccessDenied unless all folders above the mountpoint may be searched. Blocking.
+
+        By their modes: an ACL that grants more does not count.
+        """
+        if self.peer is None:
+            return
+        for folder in mountpoint.parents:
+            try:
+                found = folder.stat()
+            except OSError as error:
+                raise AccessDenied(f"{folder} cannot be looked at: {error.strerror}") from error
+            if not _grants(self.peer, found.st_mode, (found.st_uid, found.st_gid), SEARCH):
+                raise AccessDenied(
+                    f"uid {self.peer.uid} may not search {folder}, so nothing is told of what lies there"
+                )
+
+    def enter(self, path: str, folder: Row) -> None:
+        """Raise AccessDenied unless names may be looked up in a folder."""
+        self.require(path, folder, SEARCH)
+
+
+def _grants(peer: Peer, mode: int, owner: tuple[int, int], what: int) -> bool:
+    if peer.uid == owner[0]:
+        granted = mode >> 6
+    elif owner[1] in (peer.gid, *peer.groups):
+        granted = mode >> 3
+    else:
+        granted = mode
+    return granted & what == what
