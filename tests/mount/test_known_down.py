@@ -18,6 +18,8 @@ from tests.proxy import Mode, Proxy, proxy
 OUTAGE_S = 8.0
 AT_ONCE_S = 4.0
 """Far from a read's deadline, 30 s, and from the time that an outage must have lasted."""
+FARM_DEADLINE_S = 7.0
+"""Longer than an outage of an artist."""
 CACHED = random_bytes(2_000_000)
 UNCACHED = {f"uncached.{n}.exr": random_bytes(2_000_000, 1 + n) for n in range(6)}
 
@@ -33,10 +35,11 @@ def wire(s3_endpoint: str) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def remote(s3_endpoint: str, wire: Proxy, tmp_path: Path) -> Iterator[Studio]:
-    """An artist whose way to the library leads through the proxy."""
+def remote(request: pytest.FixtureRequest, s3_endpoint: str, wire: Proxy, tmp_path: Path) -> Iterator[Studio]:
+    """An artist, or who a test wants, whose way to the library leads through the proxy."""
     make_bucket(s3_endpoint, bucket := f"studio-{os.urandom(6).hex()}")
-    environment = {"AWS_ENDPOINT_URL_S3": wire.url, "DAMFS_READS__OUTAGE_S": str(OUTAGE_S), **KEYS}
+    reads = getattr(request, "param", {"DAMFS_READS__OUTAGE_S": str(OUTAGE_S)})
+    environment = {"AWS_ENDPOINT_URL_S3": wire.url, **reads, **KEYS}
     with studio(tmp_path / "studio", f"s3://{bucket}/dam", **environment) as made:
         made.run("init", made.url, "--show", "apollo")
         made.run("publish", write_tree(tmp_path / "files", {"cached.exr": CACHED, **UNCACHED}), "apollo:v001")
@@ -84,3 +87,17 @@ def test_once_an_outage_is_known_uncached_reads_fail_at_once_until_the_store_is_
     wire.mode = Mode.PASS
     wait_until(lambda: read_error(folder / "uncached.5.exr") == 0, "the mount to recover by itself", 10)
     assert (folder / "uncached.5.exr").read_bytes() == UNCACHED["uncached.5.exr"]
+
+
+@pytest.mark.parametrize(
+    "remote", [{"DAMFS_READS__PROFILE": "farm", "DAMFS_READS__DEADLINE_S": str(FARM_DEADLINE_S)}], indirect=True
+)
+def test_a_farm_waits_until_its_deadline_however_long_the_outage_has_lasted(remote: Studio, wire: Proxy) -> None:
+    mount = remote.mount()
+    wire.mode = Mode.REFUSE
+    for n in range(2):
+        error, seconds = took(mount.path / f"apollo/v001/uncached.{n}.exr")
+        assert error == errno.EIO
+        assert seconds > FARM_DEADLINE_S - 0.5
+    wire.mode = Mode.PASS
+    wait_until(lambda: read_error(mount.path / "apollo/v001/uncached.0.exr") == 0, "the mount to recover by itself", 10)

@@ -27,8 +27,12 @@ SENTENCES = [
 ]
 QUOTED: set[str] = set()
 TESTED_ELSEWHERE = {
-    "A read of bytes that are not cached, while nothing can fetch them, is EIO at the deadline and not before.":
+    "A read of bytes that are not cached, while nothing can fetch them, is EIO at the deadline at the latest.":
         "test_outages.py: test_cached_files_read_on_and_uncached_ones_fail_by_their_deadline",
+    "With the profile `farm` such a read is EIO at the deadline and not before.":
+        "test_known_down.py: test_a_farm_waits_until_its_deadline_however_long_the_outage_has_lasted",
+    "With the profile `artist` such a read is EIO at once, when no source has answered for the time of an outage.":
+        "test_known_down.py: test_once_an_outage_is_known_uncached_reads_fail_at_once_until_the_store_is_back",
     "After `damfs offline on` nothing is asked of the network: cached files, names and attributes are read as ever.":
         "test_offline.py: test_what_is_cached_is_read_and_the_rest_fails_at_once_and_nothing_is_asked",
     "After `damfs offline on` a read of bytes that are not cached is EIO at once, whatever the deadline of reads is, "
