@@ -118,7 +118,7 @@ class Explain:
             "percent": known.here_bytes * 100 // known.size_bytes if known.size_bytes else 100,
             "read_by": "kernel" if known.lent else "daemon",
             "next_open_by": "kernel" if known.may_lend and reading.has_passthrough else "daemon",
-            "why_daemon": _why_daemon(known.why_not_lent, reading),
+            "why_daemon": why_daemon(known.why_not_lent, reading),
         }
 
     async def _folder(self, place: Place, rights: Rights, pattern: Pattern | None) -> dict[str, Any]:
@@ -154,7 +154,7 @@ class Explain:
             return [0] * len(contents)
 
 
-def _why_daemon(why_not_lent: str | None, reading: Reading) -> str | None:
+def why_daemon(why_not_lent: str | None, reading: Reading) -> str | None:
     """Why the next open is read through the daemon; None: it is not."""
     if why_not_lent is not None:
         return why_not_lent

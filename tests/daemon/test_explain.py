@@ -1,0 +1,160 @@
+"""The parts of an explanation by themselves: who is told, sequences, advice. On a real mount: tests/mount."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.advice import advise
+from daemon.explain import Reading, as_reading, why_daemon
+from daemon.frames import RANGES_MAX, SEQUENCES_MAX, Sequences, pattern_of
+from daemon.peercred import Peer, peer_of
+from daemon.rights import READ, SEARCH, Rights
+from manifest.errors import AccessDenied
+from manifest.replica import ROOT, Kind, Row
+
+OWNER, GROUP, STRANGER = 4001, 4002, 4003
+
+
+def row(mode: int) -> Row:
+    """A file of this mode."""
+    return ROOT._replace(mode=mode, kind=int(Kind.FILE))
+
+
+def rights(uid: int, gid: int, *groups: int) -> Rights:
+    """Of this user on a mount with allow_other."""
+    return Rights.of(Peer(1, uid, gid, groups), is_admin=False, owner=(OWNER, GROUP), allow_other=True)
+
+
+# Who is told
+
+
+@pytest.mark.parametrize(
+    ("who", "mode", "may"),
+    [
+        ((OWNER, 1), 0o400, True),
+        ((OWNER, GROUP), 0o044, False),  # the owner's bits count for the owner, whatever the others are
+        ((STRANGER, GROUP), 0o040, True),
+        ((STRANGER, 1, GROUP), 0o040, True),
+        ((STRANGER, GROUP), 0o404, False),
+        ((STRANGER, 1), 0o004, True),
+        ((STRANGER, 1), 0o770, False),
+    ],
+)
+def test_a_user_is_told_what_the_modes_let_them_read(who: tuple[int, ...], mode: int, may: bool) -> None:
+    assert rights(*who).may(row(mode), READ) is may
+
+
+def test_a_folder_takes_the_right_to_search_it() -> None:
+    with pytest.raises(AccessDenied, match="uid 4003 may not search seq010"):
+        rights(STRANGER, 1).enter("seq010", row(0o744))
+    rights(STRANGER, 1).enter("seq010", row(0o711))
+    assert not rights(STRANGER, 1).may(row(0o711), READ | SEARCH)
+
+
+def test_without_allow_other_and_without_a_known_peer_nothing_is_told() -> None:
+    peer = Peer(1, STRANGER, 1)
+    with pytest.raises(AccessDenied, match="owner's alone"):
+        Rights.of(peer, is_admin=False, owner=(OWNER, GROUP), allow_other=False)
+    with pytest.raises(AccessDenied, match="not known"):
+        Rights.of(None, is_admin=False, owner=(OWNER, GROUP), allow_other=True)
+
+
+def test_who_may_administer_the_mount_is_told_everything() -> None:
+    for peer, is_admin in ((Peer(1, 0, 0), False), (Peer(1, os.geteuid(), 1), False), (Peer(1, STRANGER, 1), True)):
+        found = Rights.of(peer, is_admin=is_admin, owner=(OWNER, GROUP), allow_other=False)
+        assert found.may(row(0), READ)
+
+
+def test_who_may_not_come_to_the_mountpoint_is_told_nothing(tmp_path: Path) -> None:
+    mountpoint = tmp_path / "home/mnt"
+    mountpoint.mkdir(parents=True)
+    mountpoint.chmod(0)  # it is the mount's own: never looked at
+    mountpoint.parent.chmod(0o700)
+    with pytest.raises(AccessDenied, match=f"may not search {mountpoint.parent}, "):
+        rights(STRANGER, 1).require_way(mountpoint)
+
+
+def test_the_peer_of_a_socket_has_its_supplementary_groups() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        found = peer_of(one)
+    assert found is not None
+    assert (found.uid, found.gid, set(found.groups)) == (os.geteuid(), os.getegid(), set(os.getgroups()))
+
+
+# Sequences
+
+
+@pytest.mark.parametrize("name", ["plate.####.exr", "plate.%04d.exr", "plate.@@@@.exr", "plate.<UDIM>.exr"])
+def test_a_pattern_names_the_frames_of_a_sequence(name: str) -> None:
+    assert pattern_of(name) == ("plate.", ".exr")
+    assert Sequences(pattern_of(name)).takes("plate.1001.exr")
+    assert not Sequences(pattern_of(name)).takes("other.1001.exr")
+
+
+def test_a_name_without_a_placeholder_is_no_pattern() -> None:
+    assert pattern_of("plate.1001.exr") is None
+
+
+def test_what_is_told_of_sequences_is_bounded() -> None:
+    found = Sequences()
+    for number in range(1001, 1001 + 4 * RANGES_MAX):
+        found.add(f"plate.{number}.exr", 10, 10 if number % 2 else 0)
+    for number in range(SEQUENCES_MAX):
+        found.add(f"file{chr(97 + number // 26)}{chr(97 + number % 26)}.txt", 10, 0)
+    told = found.to_json()
+    assert (len(told["sequences"]), told["sequences_more"]) == (SEQUENCES_MAX, 1)
+    only = Sequences()
+    for number in range(1001, 1001 + 4 * RANGES_MAX):
+        only.add(f"plate.{number}.exr", 10, 10 if number % 2 else 0)
+    (plate,) = only.to_json()["sequences"]
+    assert (plate["name"], plate["percent"], plate["whole"]) == ("plate.####.exr", 50, 2 * RANGES_MAX)
+    assert (len(plate["absent"]), plate["absent_more"]) == (RANGES_MAX, RANGES_MAX)
+
+
+# Advice
+
+
+def found(**file: Any) -> dict[str, Any]:
+    """What was found of a file of 100 MB that is not here, but for what a test says."""
+    coming = {"fetching": 0, "storing": 0, "queued": 0, "bytes": 0, "priority": None, "ahead": 0, "longest_s": 0.0}
+    of_file = {"size_bytes": 100_000_000, "here_bytes": 0, "small": False, "why_daemon": None, "coming": coming, **file}
+    source = {"name": "central", "breaker": "closed", "bytes_per_s": 10e6}
+    return {"show": "apollo", "revision": 7, "path": "a.mov", "kind": "file", "offline": False, "offline_reason": None,
+            "offline_switched": False, "sources_why_not": None, "sources": [source], "file": of_file}  # fmt: skip
+
+
+def test_what_is_not_here_is_to_be_prefetched() -> None:
+    assert advise(found(here_bytes=24_000_000)) == (
+        "76 % of this file is not on this workstation; it comes from the source central at 10.0 MB/s, which takes "
+        "about 8 s. Fetch it before it is needed: damfs prefetch apollo@7:a.mov"
+    )
+
+
+def test_what_waits_is_told_what_it_waits_for() -> None:
+    coming = {"fetching": 0, "storing": 0, "queued": 3, "bytes": 9, "priority": "pin", "ahead": 12, "longest_s": 1.0}
+    assert "it waits for its turn as pin, behind 12 other fetches; " in advise(found(coming=coming))
+
+
+def test_offline_comes_before_everything_but_what_is_here() -> None:
+    assert "damfs offline off" in advise({**found(), "offline_switched": True, "sources_why_not": "x"})
+    assert "no source answers (central is down)" in advise({**found(), "sources_why_not": "central is down"})
+    assert advise({**found(here_bytes=100_000_000), "offline_switched": True}).startswith("All of this file is on")
+
+
+def test_a_whole_file_that_the_daemon_reads_says_why() -> None:
+    assert "through the daemon, which is slower than the disk: it is larger than a quarter" in advise(
+        found(here_bytes=100_000_000, why_daemon="it is larger than a quarter of the cache")
+    )
+
+
+def test_a_binding_without_passthrough_is_the_reason_where_the_cache_has_none() -> None:
+    assert why_daemon("it is empty", Reading("pyfuse3", has_passthrough=False)) == "it is empty"
+    assert "the binding pyfuse3" in (why_daemon(None, as_reading("pyfuse3", {})) or "")
+    assert "this kernel" in (why_daemon(None, as_reading("kernel", {"passthrough": 0})) or "")
+    assert why_daemon(None, as_reading("kernel", {"passthrough": 1})) is None
