@@ -226,7 +226,7 @@ class Daemon:
         places = Places(sync)
         self._pins = Pins(sync.folder / PINS_FILE, cache, places, sync.served, settings.cache.pin_share)
         switch.resumed.append(self._pins.hurry)
-        explain = Explain(cache, Places(sync, loads=False), sync, lambda: as_reading(binding.name, binding.limits))
+        explain = Explain(cache, Places(sync, loads=False), sync, slots, lambda: as_reading(binding))
         owner = (settings.mount.uid, settings.mount.gid)
         routes = [
             *offline_routes.routes(switch),

@@ -23,9 +23,10 @@ from manifest import names
 from manifest.digest import Digest
 from manifest.errors import NotFound, Unavailable
 from manifest.replica import Kind
+from vfs.inodes import row_ino
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from cache.store import CacheStore
     from daemon.frames import Pattern
@@ -33,28 +34,41 @@ if TYPE_CHECKING:
     from daemon.rights import Rights
     from daemon.sync import Sync
     from manifest.replica import Row
+    from vfs.binding import Binding, Way
+    from vfs.inodes import Slots
 
 FILES_MAX = 50_000
 """So many names of a folder are looked at."""
 AT_ONCE = 4
+STAYS = (
+    "a program opened it before all of it was here, and the way of reading stays until everybody has closed it: close "
+    "it in all programs and open it again"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How the kernel is spoken to: the binding's name, and whether the kernel can read files of the cache itself."""
+    """How the kernel is spoken to: the binding's name, and whether the kernel can read files of the cache itself.
+
+    ``way_of`` tells who reads an inode that is open.
+    """
 
     binding: str
     has_passthrough: bool
+    way_of: Callable[[int], Way | None] = lambda ino: None  # noqa: ARG005
 
 
 class Explain:
     """See the module's rules. Belongs to the event loop."""
 
-    def __init__(self, cache: CacheStore, places: Places, sync: Sync, reading: Callable[[], Reading]) -> None:
+    def __init__(
+        self, cache: CacheStore, places: Places, sync: Sync, slots: Slots, reading: Callable[[], Reading]
+    ) -> None:
         """``places`` loads no show. ``reading`` tells how files are read, once there is a mount."""
         self._cache = cache
         self._places = places
         self._sync = sync
+        self._slots = slots
         self._reading = reading
         self._explainer = Explainer(cache)
         self._room = trio.CapacityLimiter(AT_ONCE)
@@ -107,7 +121,10 @@ class Explain:
         content, digest = Digest(row.content), Digest(row.digest)
         recipe = await place.recipe(content)
         known = await self._explainer.explain(place.show, content, row.size, digest, recipe)
-        reading = self._reading()
+        reading, slot = self._reading(), self._slots.get(place.show)
+        way = None if slot is None else reading.way_of(row_ino(slot, row.id))
+        why_not = STAYS if way == "daemon" and known.may_lend else known.why_not_lent
+        why = why_daemon(why_not, reading)
         return {
             **asdict(known),
             "digest": str(digest),
@@ -116,9 +133,9 @@ class Explain:
             "publisher": None if info is None else info.author,
             "published_ns": None if info is None else info.time_ns,
             "percent": known.here_bytes * 100 // known.size_bytes if known.size_bytes else 100,
-            "read_by": "kernel" if known.lent else "daemon",
-            "next_open_by": "kernel" if known.may_lend and reading.has_passthrough else "daemon",
-            "why_daemon": why_daemon(known.why_not_lent, reading),
+            "read_by": way or ("kernel" if known.lent else "daemon" if known.handles else None),
+            "next_open_by": "kernel" if why is None else "daemon",
+            "why_daemon": why,
         }
 
     async def _folder(self, place: Place, rights: Rights, pattern: Pattern | None) -> dict[str, Any]:
@@ -165,6 +182,6 @@ def why_daemon(why_not_lent: str | None, reading: Reading) -> str | None:
     return "this kernel reads no files of the cache by itself"
 
 
-def as_reading(binding: str, limits: Mapping[str, object]) -> Reading:
+def as_reading(binding: Binding) -> Reading:
     """From what a binding says of itself."""
-    return Reading(binding, bool(limits.get("passthrough")))
+    return Reading(binding.name, bool(binding.limits.get("passthrough")), binding.way_of)

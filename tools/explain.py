@@ -100,7 +100,7 @@ def _coming(coming: Mapping[str, Any]) -> str:
 
 
 def _reading(file: Mapping[str, Any]) -> str:
-    now = "the kernel itself, now" if file["lent"] else "nobody now" if not file["handles"] else "the daemon, now"
+    now = {"kernel": "the kernel itself, now", "daemon": "the daemon, now", None: "nobody now"}[file["read_by"]]
     if file["next_open_by"] == "kernel":
         return f"{now}; at the next open by the kernel itself (passthrough)"
     return f"{now}; at the next open through the daemon: {file['why_daemon']}"

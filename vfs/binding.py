@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import trio
 
@@ -27,6 +27,10 @@ KERNEL_MIN: Final = (6, 9)
 """The Linux that has passthrough and the hand-over of a mount."""
 
 
+Way = Literal["kernel", "daemon"]
+"""How the bytes of an open file come: the kernel reads the cached file by itself, or the daemon is asked."""
+
+
 class Binding(Protocol):
     """One way to speak FUSE, for one mountpoint."""
 
@@ -38,6 +42,10 @@ class Binding(Protocol):
     @property
     def limits(self) -> Mapping[str, int | str]:
         """The limits in force and, under ``not_raised``, why one is not what it should be. Filled by ``run``."""
+        ...
+
+    def way_of(self, ino: int) -> Way | None:
+        """Who reads an inode for those who have it open now; None: nobody has, as far as the binding knows."""
         ...
 
     async def run(

@@ -61,6 +61,9 @@ class Pyfuse3Binding:
         self._connection: Connection | None = None
         self._threads = trio.CapacityLimiter(2)
 
+    def way_of(self, ino: int) -> None:
+        """See ``Binding.way_of``: who has what open is not known by inode."""
+
     async def run(
         self, filesystem: Filesystem, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:

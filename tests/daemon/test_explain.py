@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from daemon.advice import advise
-from daemon.explain import Reading, as_reading, why_daemon
+from daemon.explain import Reading, why_daemon
 from daemon.frames import RANGES_MAX, SEQUENCES_MAX, Sequences, pattern_of
 from daemon.peercred import Peer, peer_of
 from daemon.rights import READ, SEARCH, Rights
@@ -155,6 +155,6 @@ def test_a_whole_file_that_the_daemon_reads_says_why() -> None:
 
 def test_a_binding_without_passthrough_is_the_reason_where_the_cache_has_none() -> None:
     assert why_daemon("it is empty", Reading("pyfuse3", has_passthrough=False)) == "it is empty"
-    assert "the binding pyfuse3" in (why_daemon(None, as_reading("pyfuse3", {})) or "")
-    assert "this kernel" in (why_daemon(None, as_reading("kernel", {"passthrough": 0})) or "")
-    assert why_daemon(None, as_reading("kernel", {"passthrough": 1})) is None
+    assert "the binding pyfuse3" in (why_daemon(None, Reading("pyfuse3", has_passthrough=False)) or "")
+    assert "this kernel" in (why_daemon(None, Reading("kernel", has_passthrough=False)) or "")
+    assert why_daemon(None, Reading("kernel", has_passthrough=True)) is None

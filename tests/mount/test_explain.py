@@ -137,6 +137,24 @@ def test_a_whole_file_is_read_by_the_kernel_itself(mount: Mount) -> None:
     assert found["advice"].startswith("All of this file is on this workstation")
 
 
+@pytest.mark.skipif(kernel_why_not() is not None, reason=f"no kernel binding: {kernel_why_not()}")
+def test_a_file_that_was_opened_before_it_was_here_is_read_through_the_daemon_until_it_is_closed(mount: Mount) -> None:
+    path = mount.path / "apollo/read/v001/plate.1002.exr"
+    with path.open("rb") as opened:
+        assert len(opened.read()) == FRAME_BYTES
+
+        def is_told() -> bool:
+            file = file_of(mount, str(path))
+            return (file["percent"], file["may_lend"]) == (100, True)
+
+        wait_until(is_told, "the file to be checked as a whole", 30)
+        file = file_of(mount, str(path))
+        assert (file["read_by"], file["next_open_by"]) == ("daemon", "daemon")
+        assert "close it in all programs and open it again" in file["why_daemon"]
+        assert "close it in all programs" in explain(mount, str(path))["advice"]
+    wait_until(lambda: file_of(mount, str(path))["next_open_by"] == "kernel", "the file to be closed")
+
+
 def test_small_and_empty_files_are_told_as_what_they_are(mount: Mount) -> None:
     small, empty = (mount.path / "apollo/read/v001" / name for name in ("small.nk", "empty.txt"))
     assert file_of(mount, str(small))["here_bytes"] == 0

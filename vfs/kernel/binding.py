@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import trio
 
@@ -76,6 +76,10 @@ class KernelBinding:
         self._journal: Journal | None = None
         self._writer: NoticeWriter | None = None
         self._opened: list[Open] = []
+
+    def way_of(self, ino: int) -> Literal["kernel", "daemon"] | None:
+        """See ``Binding.way_of``."""
+        return None if self._dispatcher is None else self._dispatcher.passthrough.way_of(ino)
 
     async def run(
         self, filesystem: Filesystem, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable
-from typing import Final
+from typing import Final, Literal
 
 from cache.handle import CachedObject
 
@@ -73,6 +73,13 @@ class Passthrough:
     def is_open(self, ino: int) -> bool:
         """Whether the way of reading this inode is settled."""
         return ino in self._inodes
+
+    def way_of(self, ino: int) -> Literal["kernel", "daemon"] | None:
+        """Who reads an inode that is open; None: it is not."""
+        state = self._inodes.get(ino)
+        if state is None:
+            return None
+        return "daemon" if state.lent is None else "kernel"
 
     def choose(self, ino: int, key: Hashable, cached: CachedObject | None) -> int:
         """The backing id for one more handle of an inode, or NONE: read it through us.
