@@ -29,12 +29,14 @@ from daemon import (
     cache_routes,
     control,
     explain_routes,
+    job_list,
     metrics,
     mounts,
     offline_routes,
     opening,
     paths,
     pin_routes,
+    prefetch_routes,
     scrub_routes,
     trace_routes,
 )
@@ -44,6 +46,7 @@ from daemon.offline import OFFLINE_FILE, OfflineSwitch
 from daemon.pin_list import PINS_FILE
 from daemon.pins import Pins
 from daemon.places import Places
+from daemon.prefetch import Prefetch
 from daemon.serve import OwnedSocket, Server, listen_tcp, listen_unix
 from daemon.status import ShowStatus, Status
 from daemon.stop import Stopper
@@ -228,6 +231,8 @@ class Daemon:
         switch.resumed.append(self._pins.hurry)
         explain = Explain(cache, Places(sync, loads=False), sync, slots, lambda: as_reading(binding))
         owner = (settings.mount.uid, settings.mount.gid)
+        self._prefetch = Prefetch(sync.folder / job_list.FOLDER, cache, places, settings.cache.prefetch_share)
+        metrics.PrefetchMetrics(self._prefetch, registry)
         routes = [
             *offline_routes.routes(switch),
             *explain_routes.routes(explain, mountpoint, owner=owner, allow_other=settings.mount.allow_other),
@@ -235,6 +240,7 @@ class Daemon:
             *scrub_routes.routes(cache.verifier, places),
             *trace_routes.routes(cache, settings.cache.policy),
             *pin_routes.routes(self._pins),
+            *prefetch_routes.routes(self._prefetch),
         ]
         self._control = Server(control.make_app(self, routes))
 
@@ -268,6 +274,7 @@ class Daemon:
                 self._start_metrics(nursery)
                 self._sync.start()
                 await nursery.start(self._pins.run, name="pins")
+                await nursery.start(self._prefetch.run, name="prefetch")
                 nursery.start_soon(stopper.watch, name="stop")
                 self._say_ready(ready)
                 is_up = True

@@ -191,6 +191,26 @@ class Client:
         """Unpin. Raises NotFound, Unavailable."""
         return self._call("admin", "POST", "/v1/pins/remove", {"ids": list(numbers)}, WALK_S)
 
+    def prefetches(self) -> dict[str, Any]:
+        """All jobs of a prefetch, and how far each has come. Raises Unavailable."""
+        return self._call("admin", "GET", "/v1/prefetch", None, STATUS_S)
+
+    def prefetch_job(self, number: int) -> dict[str, Any]:
+        """One of them. Raises NotFound, Unavailable."""
+        return self._call("admin", "GET", f"/v1/prefetch/{number}", None, STATUS_S)
+
+    def measure_prefetch(self, wants: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """How large a job for these would be (daemon/wants.py). Raises NotFound, UsageError, Unavailable."""
+        return self._call("admin", "POST", "/v1/prefetch/measure", {"wants": list(wants)}, WALK_S)
+
+    def add_prefetch(self, wants: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
+        """Have these brought. Raises as ``measure_prefetch``, and ConfigurationError when it is too large."""
+        return self._call("admin", "POST", "/v1/prefetch/add", {"wants": list(wants), "name": name}, WALK_S)
+
+    def cancel_prefetch(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """End jobs. Raises NotFound, Unavailable."""
+        return self._call("admin", "POST", "/v1/prefetch/cancel", {"ids": list(numbers)}, STATUS_S)
+
     def _call(self, surface: paths.Surface, method: str, target: str, body: object, timeout_s: float) -> dict[str, Any]:
         path = paths.socket_path(self.mountpoint, surface, self.uid)
         try:

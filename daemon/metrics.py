@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 from prometheus_client import CONTENT_TYPE_LATEST, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from prometheus_client.core import Metric
     from prometheus_client.registry import CollectorRegistry
@@ -38,6 +38,15 @@ class Followed(Protocol):
     def is_switched_offline(self) -> bool: ...
 
     def shows(self) -> dict[str, ShowStatus]: ...
+
+
+class Prefetching(Protocol):
+    """Where the numbers of the prefetch come from."""
+
+    @property
+    def brought_bytes(self) -> int: ...
+
+    def states(self) -> Mapping[str, int]: ...
 
 
 class DaemonMetrics:
@@ -83,6 +92,23 @@ class DaemonMetrics:
             due = trio.current_time() + LATENCY_PROBE_S
             await trio.sleep_until(due)
             self.loop_latency_s.observe(max(0.0, trio.current_time() - due))
+
+
+class PrefetchMetrics:
+    """A collector for the jobs of ``damfs prefetch``."""
+
+    def __init__(self, prefetch: Prefetching, registry: CollectorRegistry) -> None:
+        self._prefetch = prefetch
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """See ``prometheus_client.registry.Collector``."""
+        jobs = GaugeMetricFamily("damfs_prefetch_jobs", "Jobs of a prefetch, by their state", labels=["state"])
+        for state, count in self._prefetch.states().items():
+            jobs.add_metric([state], count)
+        brought = self._prefetch.brought_bytes
+        yield jobs
+        yield CounterMetricFamily("damfs_prefetch_job_bytes", "Bytes that jobs of a prefetch brought", value=brought)
 
 
 def make_app(registry: CollectorRegistry) -> Starlette:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from daemon.sync import Sync
     from manifest.recipe import Recipe
     from manifest.replica import RevisionInfo, Row
+
+T = TypeVar("T")
 
 THREADS = 2
 BATCH = 512
@@ -75,6 +77,20 @@ class Place:
         return next(self._reader.changes(revision, self.revision, self.path), None) is None
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A show as of a revision, for questions that take longer than one look-up."""
+
+    show: str
+    revision: Revision
+    reader: Replica
+    _limiter: trio.CapacityLimiter
+
+    async def ask(self, question: Callable[[], T]) -> T:
+        """Have a question to ``reader`` answered in a thread; raises what it raises."""
+        return await trio.to_thread.run_sync(question, limiter=self._limiter)
+
+
 class Places:
     """Where the shows of a mount are looked into."""
 
@@ -115,12 +131,28 @@ class Places:
         served: Revision,
         enter: Callable[[str, Row], None],
     ) -> Place:
-        wanted = served if at is None else parse_at(at)
-        revision = reader.at_time(wanted.time_ns) if isinstance(wanted, At) else Revision(wanted)
-        if revision > served:
-            raise NotFound(f"{show} has no revision {revision}: the newest is {served}")
+        revision = _revision(reader, show, at, served)
         found, row = follow(reader, check_path(path) if path else "", revision, last=True, enter=enter)
         return Place(show, revision, found, row, reader, _below(reader, found, row, revision), self._limiter)
+
+    @asynccontextmanager
+    async def snapshot(self, show: str, at: str | None) -> AsyncIterator[Snapshot]:
+        """A show as of a revision or a time; None: as it is served now. Raises NotFound, UsageError, Unavailable."""
+        file, served = await self._sync.replica(show)
+        reader = await trio.to_thread.run_sync(Replica.open_reader, file, limiter=self._limiter)
+        try:
+            revision = await trio.to_thread.run_sync(_revision, reader, show, at, served, limiter=self._limiter)
+            yield Snapshot(show, revision, reader, self._limiter)
+        finally:
+            reader.close()
+
+
+def _revision(reader: Replica, show: str, at: str | None, served: Revision) -> Revision:
+    wanted = served if at is None else parse_at(at)
+    revision = reader.at_time(wanted.time_ns) if isinstance(wanted, At) else Revision(wanted)
+    if revision > served:
+        raise NotFound(f"{show} has no revision {revision}: the newest is {served}")
+    return revision
 
 
 def _below(reader: Replica, path: str, row: Row, revision: Revision) -> Iterator[tuple[str, Row]]:

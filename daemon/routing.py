@@ -90,15 +90,15 @@ def require_admin(request: Request, what: str) -> None:
         raise AccessDenied(f"{what} through its admin socket")
 
 
-async def read(request: Request, kind: type[BodyT]) -> BodyT:
+async def read(request: Request, kind: type[BodyT], *, bytes_max: int = BODY_BYTES_MAX) -> BodyT:
     """The request's body. Raises UsageError when it is too long, too slow, or not what the route takes."""
     data = bytearray()
     with trio.move_on_after(BODY_S) as scope:
         async with aclosing(request.stream()) as pieces:
             async for piece in pieces:
                 data += piece
-                if len(data) > BODY_BYTES_MAX:
-                    raise UsageError(f"a request of more than {BODY_BYTES_MAX} bytes")
+                if len(data) > bytes_max:
+                    raise UsageError(f"a request of more than {bytes_max} bytes")
     if scope.cancelled_caught:
         raise UsageError(f"the request's body did not arrive within {BODY_S:g} s")
     try:

@@ -29,9 +29,11 @@ from cache.index import Index, ObjectRow
 from cache.lock import FolderLock
 from cache.owner import Owner, bind
 from cache.small import small_key
-from daemon import offline, pin_list
+from daemon import job_list, offline, pin_list
+from daemon.job_list import JobRecord
 from daemon.pin_list import Pin
 from daemon.remembered import Remembered
+from daemon.wants import Want
 from manifest import canonical, layout
 from manifest.changeset import (
     CHANGESET_BYTES_MAX,
@@ -619,7 +621,8 @@ def test_what_the_daemon_remembers(tmp_path: Path) -> None:
     assert (tmp_path / identity.id / "shows.json").read_bytes() == shows
     pins = json.loads(example("pins"))
     shapes = [keys(value) for value in (library, shows, pins, pins["pins"][0], example("offline"))]
-    assert tables("What is remembered of a library", "field") == shapes
+    job, want = ({field.name for field in dataclasses.fields(kind)} for kind in (JobRecord, Want))
+    assert tables("What is remembered of a library", "field") == [*shapes, job | {"_type"}, want]
 
 
 def test_the_pins(tmp_path: Path) -> None:
@@ -635,6 +638,15 @@ def test_a_mount_that_is_switched_offline(tmp_path: Path) -> None:
     assert wish == offline.Wish(1_700_000_000_123_456_789, 1000)
     offline.save(tmp_path / "again.json", wish)
     assert (tmp_path / "again.json").read_bytes() == example("offline")
+
+
+def test_a_job_is_kept_as_documented(tmp_path: Path) -> None:
+    wants = [Want("apollo", "412", "plate/latest")]
+    made_ns = 1_700_000_000_123_456_789
+    job = JobRecord(1, job_list.what(wants), "apollo:plate/latest", made_ns, wants, files=1, bytes=1000)
+    job_list.save(tmp_path, job)
+    assert (tmp_path / "1.json").read_bytes() == example("job")
+    assert job_list.load(tmp_path) == [job]
 
 
 def test_the_locks_name_their_holders(tmp_path: Path) -> None:

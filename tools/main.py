@@ -29,6 +29,7 @@ from tools import (
     offline,
     options,
     pins,
+    prefetch,
     reload,
     scrub,
     verify,
@@ -109,6 +110,7 @@ app.command("reload")(reload.reload)
 app.command("pin")(pins.pin)
 app.command("unpin")(pins.unpin)
 app.command("pins")(pins.pins)
+app.command("prefetch")(prefetch.prefetch)
 app.command("status")(mount.status)
 app.command("offline")(offline.offline)
 app.command("explain")(explain.explain)

@@ -76,6 +76,11 @@ JSON: dict[str, str] = {
     "pins": '`{"pins":[…as pin…],"limit_bytes"}`',
     "explain": '`{"mountpoint",…}` and what [STATUS](STATUS.md) calls an explanation',
     "offline": '`{"mounts":[{"mountpoint","offline","offline_reason","offline_switch"}]}`, as in [STATUS](STATUS.md)',
+    "prefetch": '`{"id","name","state":"queued"|"counting"|"downloading"|"waiting"|"complete"|"failed"|"cancelled",'
+    '"made_ns","ended_ns","files","bytes","cached_bytes","brought_bytes","missing","missing_examples","rate_bytes_s",'
+    '"eta_s","error","kind"}`; with `--dry-run` `{"files","bytes","cached_bytes","missing","missing_examples",'
+    '"why_not"}`; with `--jobs` `{"jobs":[…as a job…],"limit_bytes"}`, with `--cancel` the first of these. A job that '
+    "was waited for in vain has `is_late` and `deadline_s`, too",
     "status": "with MOUNTPOINT what [STATUS](STATUS.md) describes; without it "
     '`{"mounts":[…the same…],"dead":[mountpoint]}`',
     "cache stats": '`{"mountpoint",…}` and what [STATUS](STATUS.md) calls the cache',

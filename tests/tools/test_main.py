@@ -71,10 +71,8 @@ def test_every_command_that_prints_json_tells_its_shape() -> None:
 
 
 def test_the_commands_of_the_specification_are_there() -> None:
-    wanted = (
-        "init publish tag rm mount umount reload pin unpin pins status offline explain sync ls log diff cat export "
-        "verify bench"
-    )
+    mounts = "mount umount reload pin unpin pins prefetch status offline explain sync"
+    wanted = f"init publish tag rm {mounts} ls log diff cat export verify bench"
     families = {
         ("show", "add"),
         ("show", "ls"),
