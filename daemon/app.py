@@ -37,6 +37,7 @@ from daemon import (
     paths,
     pin_routes,
     prefetch_routes,
+    recording_routes,
     scrub_routes,
     trace_routes,
 )
@@ -47,6 +48,7 @@ from daemon.pin_list import PINS_FILE
 from daemon.pins import Pins
 from daemon.places import Places
 from daemon.prefetch import Prefetch
+from daemon.recording import Recordings
 from daemon.serve import OwnedSocket, Server, listen_tcp, listen_unix
 from daemon.status import ShowStatus, Status
 from daemon.stop import Stopper
@@ -233,6 +235,7 @@ class Daemon:
         owner = (settings.mount.uid, settings.mount.gid)
         self._prefetch = Prefetch(sync.folder / job_list.FOLDER, cache, places, settings.cache.prefetch_share)
         metrics.PrefetchMetrics(self._prefetch, registry)
+        self._recordings = self._filesystem.recorder = Recordings()
         routes = [
             *offline_routes.routes(switch),
             *explain_routes.routes(explain, mountpoint, owner=owner, allow_other=settings.mount.allow_other),
@@ -241,6 +244,7 @@ class Daemon:
             *trace_routes.routes(cache, settings.cache.policy),
             *pin_routes.routes(self._pins),
             *prefetch_routes.routes(self._prefetch),
+            *recording_routes.routes(self._recordings),
         ]
         self._control = Server(control.make_app(self, routes))
 
@@ -275,6 +279,7 @@ class Daemon:
                 self._sync.start()
                 await nursery.start(self._pins.run, name="pins")
                 await nursery.start(self._prefetch.run, name="prefetch")
+                await nursery.start(self._recordings.run, name="recordings")
                 nursery.start_soon(stopper.watch, name="stop")
                 self._say_ready(ready)
                 is_up = True

@@ -19,10 +19,23 @@ from typing import TYPE_CHECKING
 import trio
 
 from cache.queue import Priority
-from daemon.wants import Missing, files
+from daemon import recorded
+from daemon.recorded import TRACE_BYTES_MAX, TRACE_NAME
+from daemon.wants import RANGES_MAX, WANTS_MAX, Missing, files
 from manifest import sequences
 from manifest.digest import Digest
-from manifest.errors import DamfsError, TransportError, Unavailable, UserError
+from manifest.errors import (
+    DamfsError,
+    FormatError,
+    NotFound,
+    TransportError,
+    Unavailable,
+    UsageError,
+    UserError,
+)
+from manifest.links import follow
+from manifest.names import join
+from manifest.replica import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -31,6 +44,8 @@ if TYPE_CHECKING:
     from cache.store import CacheStore
     from daemon.places import Places, Snapshot
     from daemon.wants import Want, Wanted
+    from manifest.recipe import Recipe
+    from manifest.replica import Row
 
 log = logging.getLogger(__name__)
 
@@ -84,13 +99,60 @@ class Bringer:
         self._on_brought = on_brought
 
     async def resolve(self, wants: Sequence[Want]) -> list[Want]:
-        """The same wants as of revisions. Raises NotFound, UsageError, Unavailable."""
-        revisions: dict[tuple[str, str | None], str] = {}
+        """The same wants as of revisions, and in the place of a folder's trace what that names.
+
+        Raises NotFound, UsageError, Unavailable, and FormatError for a trace that is none. A show that is not there is
+        left as it is, unless it is the only one.
+        """
+        revisions: dict[tuple[str, str | None], str | None] = {}
         for want in wants:
             if (want.show, want.at) not in revisions:
-                async with self._places.snapshot(want.show, want.at) as snapshot:
-                    revisions[want.show, want.at] = str(snapshot.revision)
-        return [replace(want, at=revisions[want.show, want.at]) for want in wants]
+                try:
+                    async with self._places.snapshot(want.show, want.at) as snapshot:
+                        revisions[want.show, want.at] = str(snapshot.revision)
+                except UserError:
+                    if len(wants) == 1:
+                        raise
+                    revisions[want.show, want.at] = want.at
+        found: list[Want] = []
+        for want in wants:
+            as_of = replace(want, at=revisions[want.show, want.at])
+            found += await self._traced(as_of) if want.traced else [as_of]
+        if len(found) > WANTS_MAX or sum(len(want.ranges or ()) for want in found) > RANGES_MAX:
+            raise UsageError(f"these are more than {WANTS_MAX:,} files, or {RANGES_MAX:,} ranges: name fewer traces")
+        return found
+
+    async def _traced(self, want: Want) -> list[Want]:
+        """What the trace that a folder was published with names. Of other shows it has nothing to say."""
+        async with self._places.snapshot(want.show, want.at) as snapshot:
+
+            def find() -> tuple[Row, Recipe | None]:
+                path, _ = follow(snapshot.reader, want.path, snapshot.revision, last=True)
+                row = snapshot.reader.resolve(join(path, TRACE_NAME), snapshot.revision)
+                if row is None or row.kind != Kind.FILE or row.content is None:
+                    raise NotFound(f"{want} was published without a trace (damfs publish --with-trace): it has no "
+                                   f"file {TRACE_NAME}")  # fmt: skip
+                return row, snapshot.reader.recipe(row.content)
+
+            row, recipe = await snapshot.ask(find)
+        if row.size > TRACE_BYTES_MAX:
+            raise FormatError(f"the trace of {want} has {row.size:,} bytes, at most {TRACE_BYTES_MAX:,}")
+        opened = await self._cache.open_object(
+            want.show, Digest(row.content or b""), row.size, Digest(row.digest or b""), recipe, path_hint=TRACE_NAME
+        )
+        try:
+            data = bytes(await opened.read(0, row.size, trio.current_time() + CHUNK_S))
+        finally:
+            opened.release()
+        try:
+            trace = await trio.to_thread.run_sync(recorded.parse, data)
+        except FormatError as error:
+            raise FormatError(f"the trace of {want} cannot be used: {error}") from error
+        own = [file.want(want.at) for file in trace.files if file.show == want.show]
+        if len(own) < len(trace.files):
+            log.warning("the trace of %s names %d files of other shows: they are left out", want,
+                        len(trace.files) - len(own))  # fmt: skip
+        return own
 
     async def count(self, wants: Sequence[Want], progress: Progress) -> None:
         """See what is wanted, and how much of it is here; of parts of a file only whether the whole of it is."""
@@ -165,6 +227,8 @@ class Bringer:
             ranges = wanted.ranges or ((0, row.size),)
             if wanted.ranges is None:
                 progress.cached_bytes -= min(have, progress.cached_bytes)  # counted again, step by step
+            if opened.missing_bytes(ranges[0][0], 1) is None:  # its recipe is an object: see it before what is missing
+                await opened.fill(CHUNK_S, (0, 0), Priority.PREFETCH)
             for span in _steps(ranges):
                 await self._bring_span(opened, span, progress, done)
         finally:
@@ -174,10 +238,9 @@ class Bringer:
         start, stop = span
         if not opened.has(start, stop - start):
             done.incomplete += 1
-            missing_bytes = opened.missing_bytes(start, stop - start)
+            brought = opened.missing_bytes(start, stop - start) or 0
             if not await opened.fill(CHUNK_S, span, Priority.PREFETCH):
                 raise Unavailable("the cache did not keep all of it: it has no room, or its disk fails")
-            brought = stop - start if missing_bytes is None else missing_bytes
             progress.brought_bytes += brought
             self._on_brought(brought)
         progress.cached_bytes = min(progress.bytes, progress.cached_bytes + stop - start)

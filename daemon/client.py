@@ -211,6 +211,14 @@ class Client:
         """End jobs. Raises NotFound, Unavailable."""
         return self._call("admin", "POST", "/v1/prefetch/cancel", {"ids": list(numbers)}, STATUS_S)
 
+    def start_recording(self) -> int:
+        """Have recorded what the descendants of this process read: the number of it. Raises Busy, UsageError."""
+        return int(self._call("admin", "POST", "/v1/recordings/start", {}, STATUS_S)["id"])
+
+    def stop_recording(self, number: int) -> bytes:
+        """End it: the trace (daemon/recorded.py). Raises NotFound when the daemon knows nothing of it."""
+        return str(self._call("admin", "POST", "/v1/recordings/stop", {"id": number}, WALK_S)["trace"]).encode()
+
     def _call(self, surface: paths.Surface, method: str, target: str, body: object, timeout_s: float) -> dict[str, Any]:
         path = paths.socket_path(self.mountpoint, surface, self.uid)
         try:

@@ -29,9 +29,10 @@ from cache.index import Index, ObjectRow
 from cache.lock import FolderLock
 from cache.owner import Owner, bind
 from cache.small import small_key
-from daemon import job_list, offline, pin_list
+from daemon import job_list, offline, pin_list, recorded
 from daemon.job_list import JobRecord
 from daemon.pin_list import Pin
+from daemon.recorded import TracedFile
 from daemon.remembered import Remembered
 from daemon.wants import Want
 from manifest import canonical, layout
@@ -647,6 +648,16 @@ def test_a_job_is_kept_as_documented(tmp_path: Path) -> None:
     job_list.save(tmp_path, job)
     assert (tmp_path / "1.json").read_bytes() == example("job")
     assert job_list.load(tmp_path) == [job]
+
+
+def test_a_trace_is_written_as_documented() -> None:
+    content = Digest.parse("b3:" + "1".rjust(64, "0"))
+    ranges = (0, 65_536), (1_048_576, 5_242_880)
+    file = TracedFile("apollo", 412, "plate/v003/plate.1001.exr", content, 30_000_000, ranges)
+    assert recorded.encode([file], cut=False) == example("trace")
+    assert recorded.parse(example("trace")) == recorded.TraceFile([file], cut=False)
+    head, line = example("trace").splitlines()
+    assert tables("Traces", "field") == [keys(head), keys(line)]
 
 
 def test_the_locks_name_their_holders(tmp_path: Path) -> None:

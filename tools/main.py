@@ -32,6 +32,7 @@ from tools import (
     prefetch,
     reload,
     scrub,
+    trace,
     verify,
 )
 from tools.bench.command import bench
@@ -111,6 +112,7 @@ app.command("pin")(pins.pin)
 app.command("unpin")(pins.unpin)
 app.command("pins")(pins.pins)
 app.command("prefetch")(prefetch.prefetch)
+app.command("trace", context_settings={"allow_interspersed_args": False})(trace.trace)
 app.command("status")(mount.status)
 app.command("offline")(offline.offline)
 app.command("explain")(explain.explain)

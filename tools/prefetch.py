@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -16,13 +16,14 @@ from daemon.client import Client
 from daemon.wants import WANTS_MAX
 from manifest import errors
 from manifest.errors import ConfigurationError, Conflict, DamfsError, NotFound, Unavailable, UsageError, UserError
-from manifest.names import Address
+from manifest.names import Address, parse_address
 from tools.cache import Mount, mount_of, place_of
 from tools.complete import complete_address
 from tools.context import Context
 from tools.frames import parse_frames
 from tools.options import command
 from tools.output import human_bytes, human_duration, plural
+from tools.trace import read_trace
 
 POLL_S = 0.3
 AWAY_S = 60.0
@@ -60,6 +61,17 @@ def prefetch(
         str | None,
         typer.Option("--list", metavar="FILE", help="More places, one a line; - is stdin. # begins a comment."),
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", metavar="FILE", help="What a program read, as damfs trace wrote it: just these bytes."),
+    ] = None,
+    at: Annotated[
+        list[str] | None,
+        typer.Option("--at", metavar="SHOW@REV", help="With --trace: the revision of a show; else what it has now."),
+    ] = None,
+    traced: Annotated[
+        bool, typer.Option("--traced", help="Of version folders only what the trace they were published with names.")
+    ] = False,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="A folder's subfolders too.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Return when all of it is here.")] = False,
     deadline: Annotated[
@@ -88,7 +100,7 @@ def prefetch(
     when the jobs under way would want more than ``cache.prefetch_share`` of the cache. What is not there is named, the
     rest is brought, and the exit status is 4.
     """
-    wants_something = bool(places or sequence or frames or list_file)
+    wants_something = bool(places or sequence or frames or list_file or trace or at or traced)
     if sum((wants_something, jobs, bool(cancel))) != 1:
         raise UsageError("expected what to prefetch, or --jobs, or --cancel ID")
     if jobs:
@@ -97,7 +109,8 @@ def prefetch(
     if cancel:
         _cancel(context, mount_of(mount), cancel)
         return
-    client, wants, name = _gather(places or [], sequence or [], frames, list_file, recursive=recursive, mount=mount)
+    asked = _Asked(places or [], sequence or [], frames, list_file, trace, at or [], traced, recursive, mount)
+    client, wants, name = _gather(asked)
     size = client.measure_prefetch(wants)
     if dry_run and context.json:
         context.output.result(size)
@@ -122,43 +135,83 @@ def prefetch(
 # ---------------------------------------------------------------------- what is wanted
 
 
-def _gather(
-    places: Sequence[str], sequences: Sequence[str], frames: str | None, list_file: str | None, *,
-    recursive: bool, mount: Path | None,
-) -> tuple[Client, list[Want], str]:  # fmt: skip
+class _Asked(NamedTuple):
+    """What the words of the command ask for."""
+
+    places: Sequence[str]
+    sequences: Sequence[str]
+    frames: str | None
+    list_file: str | None
+    trace: Path | None
+    at: Sequence[str]
+    traced: bool
+    recursive: bool
+    mount: Path | None
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        words = [*self.places, *self.sequences, *(str(file) for file in (self.list_file, self.trace) if file)]
+        more = f" and {plural(len(words) - 1, 'thing')} more" if len(words) > 1 else ""
+        return "".join((words[0], f" {self.frames}" if self.frames else "", more))[:500]
+
+
+def _gather(asked: _Asked) -> tuple[Client, list[Want], str]:
     """Whom to ask for what, and what people call it. Raises UsageError, NotFound for a path in no mount."""
-    if frames is not None and (list_file is not None or not (places or sequences)):
-        raise UsageError("--frames is of places that are named as arguments, or with --sequence")
-    numbers = None if frames is None else parse_frames(frames)
+    _check(asked)
+    numbers = None if asked.frames is None else parse_frames(asked.frames)
     clients: dict[Path, Client] = {}
     wants: list[Want] = []
 
     def add(text: str, **more: Any) -> None:
-        client, address = place_of(text, mount)
+        client, address = place_of(text, asked.mount)
         clients[client.mountpoint] = client
         wants.append({**_address(address), **more})
 
-    for text in places:
+    for text in asked.places:
         if numbers is None:
-            add(text, recursive=recursive)
+            add(text, recursive=asked.recursive, traced=asked.traced)
         else:
             add(text, sequence=True, frames=numbers)
-    for text in sequences:
+    for text in asked.sequences:
         add(text, sequence=True, **({} if numbers is None else {"frames": numbers}))
-    for where, text in _lines(list_file) if list_file is not None else ():
+    for where, text in _lines(asked.list_file) if asked.list_file is not None else ():
         try:
-            add(text, recursive=recursive)
+            add(text, recursive=asked.recursive, traced=asked.traced)
         except UserError as error:
             raise type(error)(f"{where}: {error}") from error
+    if asked.trace is not None:
+        client = mount_of(asked.mount)
+        clients[client.mountpoint] = client
+        wants += _of_trace(asked.trace, asked.at)
     if not wants:
-        raise UsageError(f"{list_file} names nothing to prefetch")
+        raise UsageError(f"{asked.name} names nothing to prefetch")
     if len(wants) > WANTS_MAX:
         raise UsageError(f"these are more than {WANTS_MAX:,} places: name folders")
     if len(clients) > 1:
         raise UsageError("these lie in several mounts: prefetch them one mount at a time")
-    first = next(iter([*places, *sequences]), list_file or "")
-    name = first + (f" and {plural(len(wants) - 1, 'place')} more" if len(wants) > 1 and places else "")
-    return next(iter(clients.values())), wants, (f"{name} {frames}" if frames else name)[:500]
+    return next(iter(clients.values())), wants, asked.name
+
+
+def _check(asked: _Asked) -> None:
+    """Raise UsageError for options that mean nothing together."""
+    if asked.frames is not None and (asked.list_file is not None or not (asked.places or asked.sequences)):
+        raise UsageError("--frames is of places that are named as arguments, or with --sequence")
+    if asked.at and asked.trace is None:
+        raise UsageError("--at is of a --trace: other places have their revision in them, as SHOW@REV:PATH")
+    if asked.traced and (asked.frames is not None or asked.recursive or not (asked.places or asked.list_file)):
+        raise UsageError("--traced is of version folders that are named, without --frames or --recursive")
+
+
+def _of_trace(file: Path, at: Sequence[str]) -> list[Want]:
+    """What a trace names, as of these revisions. Raises UsageError, FormatError."""
+    revisions: dict[str, str] = {}
+    for text in at:
+        address = parse_address(text)
+        if address.at is None or address.path:
+            raise UsageError(f"--at {text}: expected SHOW@REV")
+        revisions[address.show] = str(address.at)
+    return [found.want(revisions.get(found.show)).to_json() for found in read_trace(file).files]
 
 
 def _address(address: Address) -> Want:

@@ -37,6 +37,7 @@ from vfs.invalidation import Notice, Notifier, Turn, plan
 from vfs.loading import ShowLoader, Wait
 from vfs.metrics import Metrics
 from vfs.reads import Buffer, Reads
+from vfs.recording import Recorder
 from vfs.views import ShowView, Views
 
 NAME_BYTES_MAX = 255
@@ -78,6 +79,9 @@ class Filesystem:
         self.told_before: dict[int, Revision] = {}
         """By slot: the revision that the kernel was wholly told of, by a predecessor; for shows to be attached."""
         self.on_told: Callable[[int, Revision], None] | None = None
+        self.recorder: Recorder | None = None
+        self.on_open: Callable[[ShowView, Row], None] | None = None
+        """Called for each file that is opened; returns at once."""
         self._notifier: Notifier | None = None
         self._untold: list[Turn] = []
         self.handles = Handles(metrics)
@@ -299,9 +303,24 @@ class Filesystem:
         view = self._view(where)
         return FileHandle(view, self._row(view, where))
 
-    def open(self, ino: int, flags: int) -> int:
-        """OPEN: a handle on a file. Raises Wait, ReadOnly, IsAFolder, TooManyHandles."""
-        return self.handles.add(self.file(ino, flags))
+    def opened(self, handle: FileHandle, pid: int) -> None:
+        """To be called for each file that a program opens, before its way of reading is chosen; ``pid`` is a thread's.
+
+        When the handle has ``touched`` then, its reads must come through damfs, also of what the kernel has in memory.
+        """
+        if self.recorder is not None:
+            handle.touched = self.recorder.opened(pid, handle.view, handle.row)
+        if self.on_open is not None:
+            self.on_open(handle.view, handle.row)
+
+    def open(self, ino: int, flags: int, pid: int) -> tuple[int, bool]:
+        """OPEN: a handle on a file, and whether what the kernel has of it in memory may stay.
+
+        Raises Wait, ReadOnly, IsAFolder, TooManyHandles.
+        """
+        handle = self.file(ino, flags)
+        self.opened(handle, pid)
+        return self.handles.add(handle), handle.touched is None
 
     async def read(self, handle: int, offset: int, size: int) -> Buffer:
         """READ: exactly min(size, file size - offset) bytes. Raises what ``Reads.read`` raises."""

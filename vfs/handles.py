@@ -28,6 +28,7 @@ from vfs.attributes import INFINITE_S
 from vfs.errno import Stale, TooManyHandles
 from vfs.inodes import ID_BITS, ID_MAX, LIVE, ROOT_INO
 from vfs.metrics import Metrics
+from vfs.recording import Touched
 from vfs.views import ShowView
 
 BATCH_NAMES_MAX = 1000
@@ -63,10 +64,10 @@ class Failed(NamedTuple):
 class FileHandle:
     """An open file. The cached object behind it is opened at the first read, so that OPEN never waits.
 
-    ``complained``: that its bytes are not what was published stands in the log.
+    ``complained``: that its bytes are not what was published stands in the log. ``touched``: its reads are recorded.
     """
 
-    __slots__ = ("complained", "failed", "object", "opening", "row", "view")
+    __slots__ = ("complained", "failed", "object", "opening", "row", "touched", "view")
 
     def __init__(self, view: ShowView, row: Row) -> None:
         self.view = view
@@ -75,6 +76,7 @@ class FileHandle:
         self.opening: trio.Lock | None = None
         self.failed: Failed | None = None
         self.complained = False
+        self.touched: Touched | None = None
 
     @property
     def key(self) -> tuple[str, bytes | None]:

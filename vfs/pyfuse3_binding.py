@@ -230,10 +230,10 @@ class _Operations(pyfuse3.Operations):
 
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         try:
-            handle = await self._fs.patiently(self._fs.open, inode, flags)
+            handle, keeps_pages = await self._fs.patiently(self._fs.open, inode, flags, ctx.pid)
         except Exception as error:  # noqa: BLE001
             self._failure("open", error)
-        return FileInfo(fh=FileHandleT(handle), keep_cache=True)
+        return FileInfo(fh=FileHandleT(handle), keep_cache=keeps_pages)
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         try:

@@ -90,6 +90,8 @@ class Reads:
         expected = min(size, handle.row.size - offset)
         if expected <= 0:
             return b""
+        if handle.touched is not None:
+            handle.touched.note(offset, expected)
         cached = handle.object
         data = None if cached is None else cached.read_nowait(offset, expected)
         if data is not None:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 KEYS = {"AWS_ACCESS_KEY_ID": "studio", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 BINDINGS = ["kernel", "pyfuse3"]
 OVER_BOTH = {
-    "test_damaged_store", "test_main_job", "test_model", "test_programs", "test_semantics", "test_storm", "test_users"
+    "test_damaged_store", "test_main_job", "test_model", "test_programs", "test_semantics", "test_storm", "test_trace",
+    "test_users",
 }  # fmt: skip
 
 

@@ -71,7 +71,8 @@ def test_every_command_that_prints_json_tells_its_shape() -> None:
 
 
 def test_the_commands_of_the_specification_are_there() -> None:
-    mounts = "mount umount reload pin unpin pins prefetch status offline explain sync"
+    mounts = "mount umount reload pin unpin pins prefetch trace status offline explain sync"
+    wanted = f"init publish tag rm {mounts} ls log diff cat export verify bench"
     wanted = f"init publish tag rm {mounts} ls log diff cat export verify bench"
     families = {
         ("show", "add"),

@@ -16,8 +16,9 @@ from manifest.errors import UsageError
 from tools.complete import complete_address, complete_source
 from tools.context import Context
 from tools.options import command
-from tools.output import counted, human_bytes, human_duration
+from tools.output import counted, human_bytes, human_duration, plural
 from tools.replicas import open_view
+from tools.trace import read_trace
 
 if TYPE_CHECKING:
     from tools.publish.publish import Outcome, Target
@@ -51,6 +52,14 @@ def publish(
     tag: Annotated[
         str | None, typer.Option("--tag", metavar="NAME", help="Make or move the link NAME beside PATH to lead to it.")
     ] = None,
+    with_trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--with-trace",
+            metavar="FILE",
+            help="Publish what damfs trace wrote along with it, for damfs prefetch --traced.",
+        ),
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Publish files as the next revision of a show.
@@ -63,8 +72,11 @@ def publish(
     from tools.publish.publish import publish as publish_sources  # noqa: PLC0415
 
     show, path = _place(context, address)
+    if with_trace is not None:
+        _check_trace(context, with_trace, show)
     target = _target(context, show)
-    outcome = publish_sources(target, Request(sources, path, message, tag, dry_run), context.output)
+    request = Request(sources, path, message, tag, dry_run, with_trace)
+    outcome = publish_sources(target, request, context.output)
     if context.json:
         context.output.result(_outcome_json(show, path, outcome, dry_run=dry_run))
     elif dry_run:
@@ -128,6 +140,13 @@ def rm(
     context.output.say(f"{verb} {_name(show, path)}, {what}{size}{behind}")
     for link in removal.dangling:
         context.output.warn(f"{_name(show, link)} {'would lead' if dry_run else 'leads'} to what is gone")
+
+
+def _check_trace(context: Context, file: Path, show: str) -> None:
+    """Raise UsageError, FormatError for what is no trace; what of it nobody will use is told."""
+    others = sum(traced.show != show for traced in read_trace(file).files)
+    if others:
+        context.output.warn(f"{file} names {plural(others, 'file')} of other shows, which no prefetch of it will bring")
 
 
 def _place(context: Context, text: str) -> tuple[str, str]:

@@ -72,13 +72,14 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to publish. ``path`` is relative to the show, and empty for its root."""
+    """What to publish. ``path`` is relative to the show, and empty for its root; ``trace`` is to be its trace."""
 
     sources: Sequence[Path]
     path: str
     message: str = ""
     tag: str | None = None
     dry_run: bool = False
+    trace: Path | None = None
 
 
 @dataclass(slots=True)
@@ -104,7 +105,7 @@ def publish(target: Target, request: Request, output: Output) -> Outcome:
     started = time.monotonic()
     if request.tag is not None:
         check_tag(request.tag, split(request.path)[1])
-    items = walk(request.sources, request.path)
+    items = walk(request.sources, request.path, request.trace)
     check_signature(target, request.message)
     outcome = Outcome(files=sum(isinstance(item, SourceFile) for item in items))
     outcome.size_bytes = sum(item.size for item in items if isinstance(item, SourceFile))
@@ -120,7 +121,8 @@ def publish(target: Target, request: Request, output: Output) -> Outcome:
 
 
 def _journal(target: Target, request: Request, output: Output) -> Journal:
-    subject = Subject.of(target.library_id, target.show.log.show, request.path, request.sources)
+    sources = [*request.sources, *([request.trace] if request.trace else ())]
+    subject = Subject.of(target.library_id, target.show.log.show, request.path, sources)
     trust_files = not target.library.url.startswith("file:")
     return Journal.open(target.state_folder / "publish", subject, trust_files=trust_files, warn=output.warn)
 

@@ -13,6 +13,7 @@ import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from daemon.recorded import TRACE_NAME
 from manifest.errors import FormatError, NotFound, UsageError
 from manifest.names import check_path, join, nfc
 
@@ -75,13 +76,14 @@ class _Walk:
         self.clashes.append(f"{_shown(other.source)} and {_shown(item.source)} both are to become {item.path}")
 
 
-def walk(sources: Sequence[Path], path: str) -> list[Item]:
+def walk(sources: Sequence[Path], path: str, trace: Path | None = None) -> list[Item]:
     """Everything below the sources, sorted by where it lands in the show; ``path`` may be empty.
 
+    ``trace``: a file that becomes the trace of the folder.
     Raises NotFound for a missing source, UsageError for whatever cannot be published.
     """
     found = _Walk()
-    for given in sources:
+    for given in (*sources, *([trace] if trace else ())):
         source = os.fspath(given)
         try:
             status = os.stat(source)  # noqa: PTH116 - names are kept as given
@@ -91,7 +93,9 @@ def walk(sources: Sequence[Path], path: str) -> list[Item]:
             raise NotFound(f"nothing to publish at {_shown(source)}: {why}") from None
         except OSError as error:
             raise UsageError(f"{_shown(source)} cannot be published: {error.strerror}") from error
-        if stat.S_ISDIR(status.st_mode):
+        if given is trace:
+            _entry(found, os.path.realpath(source), join(path, TRACE_NAME), status)
+        elif stat.S_ISDIR(status.st_mode):
             _folder(found, source, path)
         else:
             # Read without links, as every file is; the name is the one that was given.

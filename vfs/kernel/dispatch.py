@@ -305,8 +305,11 @@ class Dispatcher:
                 self._reply_open(unique, nodeid, before.handle, before.backing_id)
                 return
         handle = self._fs.file(nodeid, flags)
-        if self.may_lend and not self.passthrough.is_open(nodeid) and not self._reads.open_now(handle):
-            waiting = Waiting(unique, wire.IN_HEADER.unpack_from(self._buffer)[6])
+        pid = wire.IN_HEADER.unpack_from(self._buffer)[6]
+        self._fs.opened(handle, pid)
+        may_lend = self.may_lend and handle.touched is None
+        if may_lend and not self.passthrough.is_open(nodeid) and not self._reads.open_now(handle):
+            waiting = Waiting(unique, pid)
             self._start(waiting, self._open_later, unique, nodeid, handle)
             return
         self._opened(unique, nodeid, handle)
@@ -334,12 +337,15 @@ class Dispatcher:
             self._reads.opened_past(handle)
         self.passthrough.opened(nodeid, number)
         self._files[number] = handle
-        self._reply_open(unique, nodeid, number, backing_id)
+        if handle.touched is not None and backing_id != passthrough.NONE:
+            handle.touched.note_all()  # somebody had it open before, and one inode is read in one way
+        self._reply_open(unique, nodeid, number, backing_id, keeps_pages=handle.touched is None)
 
-    def _reply_open(self, unique: int, nodeid: int, number: int, backing_id: int) -> None:
-        flags = wire.FOPEN_NOFLUSH | (
-            wire.FOPEN_KEEP_CACHE if backing_id == passthrough.NONE else wire.FOPEN_PASSTHROUGH
-        )
+    def _reply_open(self, unique: int, nodeid: int, number: int, backing_id: int, *, keeps_pages: bool = True) -> None:
+        if backing_id != passthrough.NONE:
+            flags = wire.FOPEN_NOFLUSH | wire.FOPEN_PASSTHROUGH
+        else:
+            flags = wire.FOPEN_NOFLUSH | (wire.FOPEN_KEEP_CACHE if keeps_pages else 0)
         if not self._device.write(wire.REPLY_OPEN.pack(wire.REPLY_OPEN.size, 0, unique, number, flags, backing_id)):
             self._close(nodeid, number)  # nobody waits for it any more, so nobody will close it
 
