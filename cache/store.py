@@ -243,17 +243,18 @@ class CacheStore:
         *,
         path_hint: str = "",
         group: int = 0,
+        is_read: bool = True,
     ) -> CachedObject:
         """A handle on a content of ``size`` bytes, claimed to have the whole-file ``digest``. Never the network.
 
         ``recipe`` None: it is an object of the library, fetched at the first read. ``path_hint`` names the file in
         log lines, ``group`` what it is used together with (a signed 64-bit key; 0: nothing), for the policy of
-        eviction. Raises Unavailable when the cache is closed, and IntegrityError for a recipe of another size: two
+        eviction. ``is_read`` False: it is only to be brought, and is no read in the sample of reads. Raises Unavailable when the cache is closed, and IntegrityError for a recipe of another size: two
         files of two publishers can name one content, and one of them lie about its size. Cancellation leaves nothing
         open.
         """
         shelf, state = await self.open_state(tenant, content, size, recipe, path_hint, group)
-        return self._handle(shelf, state, digest, group)
+        return self._handle(shelf, state, digest, group, is_read=is_read)
 
     async def open_state(
         self, tenant: str, content: Digest, size: int, recipe: Recipe | None, path_hint: str, group: int
@@ -286,9 +287,11 @@ class CacheStore:
         state = shelf.contents.open_now(tenant, content, size, recipe, path_hint, group)
         return None if state is None else self._handle(shelf, state, digest, group)
 
-    def _handle(self, shelf: Shelf, state: Content, digest: Digest, group: int) -> CachedObject:
-        """A handle on a state that was retained for it; the sample learns of it."""
-        if state.size:
+    def _handle(
+        self, shelf: Shelf, state: Content, digest: Digest, group: int, *, is_read: bool = True
+    ) -> CachedObject:
+        """A handle on a state that was retained for it; the sample learns of it, if it is for a read."""
+        if state.size and is_read:
             here_bytes = None if state.is_small else state.present_bytes
             self.trace.note(*state.key, state.size, group, here_bytes=here_bytes, when_ms=shelf.index.clock.now_ms())
         shelf.opened(state, digest)

@@ -53,6 +53,7 @@ from daemon.serve import OwnedSocket, Server, listen_tcp, listen_unix
 from daemon.status import ShowStatus, Status
 from daemon.stop import Stopper
 from daemon.sync import Sync
+from daemon.warming import Warming
 from manifest.errors import Busy, ConfigurationError, Unavailable
 from vfs import binding as bindings
 from vfs.filesystem import Filesystem
@@ -235,6 +236,10 @@ class Daemon:
         owner = (settings.mount.uid, settings.mount.gid)
         self._prefetch = Prefetch(sync.folder / job_list.FOLDER, cache, places, settings.cache.prefetch_share)
         metrics.PrefetchMetrics(self._prefetch, registry)
+        self._warming: Warming | None = None
+        if settings.cache.prefetch_traces:
+            self._warming = Warming(self._prefetch, places)
+            self._filesystem.on_open = self._warming.opened
         self._recordings = self._filesystem.recorder = Recordings()
         routes = [
             *offline_routes.routes(switch),
@@ -280,6 +285,8 @@ class Daemon:
                 await nursery.start(self._pins.run, name="pins")
                 await nursery.start(self._prefetch.run, name="prefetch")
                 await nursery.start(self._recordings.run, name="recordings")
+                if self._warming is not None:
+                    nursery.start_soon(self._warming.run, name="warming")
                 nursery.start_soon(stopper.watch, name="stop")
                 self._say_ready(ready)
                 is_up = True

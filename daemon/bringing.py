@@ -114,10 +114,12 @@ class Bringer:
                     if len(wants) == 1:
                         raise
                     revisions[want.show, want.at] = want.at
+        as_of = await trio.to_thread.run_sync(
+            lambda: [replace(want, at=revisions[want.show, want.at]) for want in wants]
+        )
         found: list[Want] = []
-        for want in wants:
-            as_of = replace(want, at=revisions[want.show, want.at])
-            found += await self._traced(as_of) if want.traced else [as_of]
+        for want in as_of:
+            found += await self._traced(want) if want.traced else [want]
         if len(found) > WANTS_MAX or sum(len(want.ranges or ()) for want in found) > RANGES_MAX:
             raise UsageError(f"these are more than {WANTS_MAX:,} files, or {RANGES_MAX:,} ranges: name fewer traces")
         return found
@@ -221,7 +223,7 @@ class Bringer:
         recipe = await snapshot.ask(lambda: snapshot.reader.recipe(content))
         opened = await self._cache.open_object(
             snapshot.show, content, row.size, Digest(row.digest or b""), recipe,
-            path_hint=wanted.path, group=sequences.key(row.parent, row.name),
+            path_hint=wanted.path, group=sequences.key(row.parent, row.name), is_read=False,
         )  # fmt: skip
         try:
             ranges = wanted.ranges or ((0, row.size),)

@@ -168,6 +168,7 @@ class CacheSettings(_Section):
     low_water: WaterMark = 0.90
     pin_share: WaterMark = 0.5
     prefetch_share: WaterMark = 0.25
+    prefetch_traces: bool = False
     scrub_bandwidth: Annotated[str, BeforeValidator(str), AfterValidator(_check_bandwidth)] = "20MB"
     scrub_interval_days: Annotated[float, Field(gt=0, le=3650, allow_inf_nan=False)] = 30.0
 

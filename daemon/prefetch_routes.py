@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Annotated, Any
 
+import trio
 from pydantic import Field
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -71,13 +72,13 @@ def routes(prefetch: Prefetch) -> list[Route]:
     async def measure(request: Request) -> Response:
         body = await read(request, MeasureRequest, bytes_max=BODY_BYTES_MAX)
         require_admin(request, "a prefetch is measured")
-        return JSONResponse(await prefetch.measure(_wants(body.wants)))
+        return JSONResponse(await prefetch.measure(await _wants(body.wants)))
 
     async def add(request: Request) -> Response:
         body = await read(request, AddRequest, bytes_max=BODY_BYTES_MAX)
         require_admin(request, "something is prefetched")
         log.info("%s prefetches %s", request.state.peer, body.name)
-        return JSONResponse(await prefetch.add(_wants(body.wants), body.name))
+        return JSONResponse(await prefetch.add(await _wants(body.wants), body.name))
 
     async def cancel(request: Request) -> Response:
         body = await read(request, CancelRequest)
@@ -94,10 +95,10 @@ def routes(prefetch: Prefetch) -> list[Route]:
     ]
 
 
-def _wants(values: list[dict[str, Any]]) -> list[Want]:
+async def _wants(values: list[dict[str, Any]]) -> list[Want]:
     """Raises UsageError for what is none, or for too many ranges."""
     try:
-        wants = [Want.from_json(value) for value in values]
+        wants = await trio.to_thread.run_sync(lambda: [Want.from_json(value) for value in values])
     except FormatError as error:
         raise UsageError(str(error)) from error
     if sum(len(want.ranges or ()) for want in wants) > RANGES_MAX:

@@ -204,3 +204,24 @@ def test_a_trace_that_means_harm_does_none(user: Studio, live: Path, tmp_path: P
         done = user.complete("prefetch", published_with(user, tmp_path, f"v0{number}", data), "--traced", "--wait")
         assert done.returncode == 7, done.stderr
     assert len(jobs(user)) == before + 1
+
+
+def test_the_first_open_in_a_version_begins_the_prefetch_of_its_trace(
+    binding: str, plates: Path, tmp_path: Path
+) -> None:
+    settings = {**mounting_with(binding), "DAMFS_CACHE__PREFETCH_TRACES": "true"}
+    with studio(tmp_path / "studio", **settings) as node:
+        node.run("init", node.url, "--show", "apollo")
+        node.run("publish", plates / "v001/exr", "apollo:plate/v001")
+        name = min(plates.glob("v001/exr/*.exr"), key=lambda path: path.name).name
+        mount = node.mount("--cache-size", "400MB")
+        trace(node, tmp_path / "t", "md5sum", mount.path / "apollo/plate/v001" / name)
+        node.run("cache", "evict", "apollo:plate")
+        published_with(node, tmp_path, "v001", (tmp_path / "t").read_bytes(), checked=True)
+        published_with(node, tmp_path, "v002", HEAD + line(ranges=[[5, 1]]))
+        assert jobs(node) == []
+        for version in ("v001", "v001", "v002"):
+            assert (mount.path / "apollo/comp" / version / "comp.nk").read_bytes() == version.encode() * 10
+        wait_until(lambda: [job["state"] for job in jobs(node)] == ["complete"], "the trace to be prefetched", 30)
+        assert percent(mount.path / "apollo/plate/v001" / name) == 100
+        wait_until(lambda: "is not prefetched: the trace of apollo@3:comp/v002 cannot be used" in node.log(), "a note")
