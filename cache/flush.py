@@ -84,6 +84,7 @@ class Flusher:
         self._dropped: list[tuple[int, str, int]] = []
         self._dropped_files: set[str] = set()
         self._touched: dict[Key, int] = {}
+        self._groups: dict[Key, int] = {}
         self._wake = trio.Event()
         self._urgent = trio.Event()
         self._due = math.inf
@@ -110,10 +111,12 @@ class Flusher:
         if self._dirty_bytes >= URGENT_BYTES:
             self._urgent.set()
 
-    def touch(self, key: Key) -> None:
+    def touch(self, key: Key, group: int = 0) -> None:
         """``key`` is used now; noted within TOUCH_INTERVAL_S, and not at all in a rush of more than TOUCHED_MAX."""
         if len(self._touched) < TOUCHED_MAX or key in self._touched:
             self._touched[key] = self._index.clock.now_ms()
+            if group:
+                self._groups[key] = group
 
     async def room(self) -> None:
         """Wait until there is not too much unclaimed."""
@@ -173,9 +176,10 @@ class Flusher:
     async def flush_touches(self) -> None:
         """Note last uses now."""
         touched, self._touched = self._touched, {}
+        groups, self._groups = self._groups, {}
         if touched:
             try:
-                await trio.to_thread.run_sync(self._index.touch, touched, limiter=self._index_limiter)
+                await trio.to_thread.run_sync(self._index.touch, touched, groups, limiter=self._index_limiter)
             except sqlite3.Error as error:
                 self._index.failed(error)
 

@@ -162,7 +162,7 @@ class CachedObject:
             content.tenant, content.content, content.size, content.recipe, content.hint, content.group
         )
         if content is self._content and not content.lent and not self._released:
-            shelf.opened(state, self._digest)
+            shelf.opened(state, self._digest, content.group)
             self._content, state = state, content
             self._shelf, shelf = shelf, self._shelf
         shelf.contents.release(state)

@@ -59,9 +59,10 @@ _FIND = f"SELECT {_COLUMNS} FROM objects WHERE tenant = ? AND content = ?"  # no
 
 _PRESENT = "SELECT present_bytes FROM objects WHERE tenant = ? AND content = ?"
 _CANDIDATE = "SELECT used, id, 0, tenant, content, file, charge, pins FROM objects WHERE tenant = ? AND content = ?"
+_IS_AGAIN = f"?1 - used >= {SAME_USE_MS} AND NOT (grp = 0 AND ?4 <> 0)"
 _TOUCH = f"""
-UPDATE objects SET visited = min(visited + (?1 - used >= {SAME_USE_MS}), {VISITED_MAX}),
-before = iif(?1 - used >= {SAME_USE_MS}, used, before), used = ?1
+UPDATE objects SET visited = min(visited + ({_IS_AGAIN}), {VISITED_MAX}),
+before = iif({_IS_AGAIN}, used, before), used = ?1, grp = iif(grp = 0, ?4, grp)
 WHERE tenant = ?2 AND content = ?3
 """  # noqa: S608 - of constants
 
@@ -276,15 +277,19 @@ class Index:
                         chunks.record(self._writer, cursor.lastrowid or 0, row.tenant, row.content, row.packed)
         return written
 
-    def touch(self, used: Mapping[tuple[str, bytes], int]) -> None:
+    def touch(
+        self, used: Mapping[tuple[str, bytes], int], groups: Mapping[tuple[str, bytes], int] | None = None
+    ) -> None:
         """Note last uses, in one transaction; what is not there is passed over.
 
-        One that comes SAME_USE_MS after what was noted before counts as a further use (``visited``).
+        One that comes SAME_USE_MS after what was noted before counts as a further use (``visited``). What was brought
+        without a group gets the one in ``groups`` with its first use, which is no further one.
         """
-        values = [(when, tenant, content) for (tenant, content), when in used.items()]
+        groups = groups or {}
+        values = [(when, *key) for key, when in used.items()]
         with self._write_lock, self._writer:
             self._writer.execute("BEGIN IMMEDIATE")
-            self._writer.executemany(_TOUCH, values)
+            self._writer.executemany(_TOUCH, ((*value, groups.get(value[1:], 0)) for value in values))
             self._writer.executemany("UPDATE recipes SET used = ? WHERE tenant = ? AND content = ?", values)
 
     def delete(self, object_ids: Sequence[int], recipe_ids: Sequence[int] = ()) -> tuple[int, int]:

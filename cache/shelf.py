@@ -165,13 +165,14 @@ class Shelf:
         """Whether its disk has failed."""
         return self._retired
 
-    def opened(self, state: Content, digest: Digest) -> None:
-        """A state was opened once more, as a file of ``digest``."""
+    def opened(self, state: Content, digest: Digest, group: int = 0) -> None:
+        """A state was opened once more, as a file of ``digest`` and of ``group``."""
+        state.group = state.group or group
         if digest not in state.claims:
             state.claims.add(digest)
             self.claims.consider(state)
         if state.size:
-            self.flusher.touch(state.key)
+            self.flusher.touch(state.key, group)
 
     def has(self, tenant: str, content: Digest) -> bool:
         """Whether something of a content is cached here, by one look-up in the index; False when that fails."""

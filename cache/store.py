@@ -249,9 +249,10 @@ class CacheStore:
 
         ``recipe`` None: it is an object of the library, fetched at the first read. ``path_hint`` names the file in
         log lines, ``group`` what it is used together with (a signed 64-bit key; 0: nothing), for the policy of
-        eviction. ``is_read`` False: it is only to be brought, and is no read in the sample of reads. Raises Unavailable when the cache is closed, and IntegrityError for a recipe of another size: two
-        files of two publishers can name one content, and one of them lie about its size. Cancellation leaves nothing
-        open.
+        eviction; what was opened without one at first gets it later. ``is_read`` False: it is only to be brought, and
+        is no read in the sample of reads. Raises
+        Unavailable when the cache is closed, and IntegrityError for a recipe of another size: two files of two
+        publishers can name one content, and one of them lie about its size. Cancellation leaves nothing open.
         """
         shelf, state = await self.open_state(tenant, content, size, recipe, path_hint, group)
         return self._handle(shelf, state, digest, group, is_read=is_read)
@@ -294,7 +295,7 @@ class CacheStore:
         if state.size and is_read:
             here_bytes = None if state.is_small else state.present_bytes
             self.trace.note(*state.key, state.size, group, here_bytes=here_bytes, when_ms=shelf.index.clock.now_ms())
-        shelf.opened(state, digest)
+        shelf.opened(state, digest, group)
         return CachedObject(self, shelf, state, digest)
 
     def _shelf_of(self, tenant: str, content: Digest) -> Shelf:

@@ -6,6 +6,8 @@ State: none beside what is under way. Rules:
 - PARALLEL files are brought at a time, each in steps of STEP_BYTES; a reader that waits for a chunk that is on its way
   promotes it (cache/queue.py). One file that cannot be had stops no other, but after FAULTS_MAX in a row that a source
   did not answer for the rest is left for another time.
+- What is brought belongs to no sequence until it is read. As its last frames, just used, it would be what the policy
+  of eviction takes first (docs/decisions/0027).
 """
 
 from __future__ import annotations
@@ -22,7 +24,6 @@ from cache.queue import Priority
 from daemon import recorded
 from daemon.recorded import TRACE_BYTES_MAX, TRACE_NAME
 from daemon.wants import RANGES_MAX, WANTS_MAX, Missing, files
-from manifest import sequences
 from manifest.digest import Digest
 from manifest.errors import (
     DamfsError,
@@ -223,7 +224,7 @@ class Bringer:
         recipe = await snapshot.ask(lambda: snapshot.reader.recipe(content))
         opened = await self._cache.open_object(
             snapshot.show, content, row.size, Digest(row.digest or b""), recipe,
-            path_hint=wanted.path, group=sequences.key(row.parent, row.name), is_read=False,
+            path_hint=wanted.path, is_read=False,
         )  # fmt: skip
         try:
             ranges = wanted.ranges or ((0, row.size),)

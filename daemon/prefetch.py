@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -203,7 +203,7 @@ class Prefetch:
             job.ended.set()
 
     async def _until_it_ends(self, job: _Job) -> None:
-        pause_s, came, again = RETRY_S, trio.current_time(), 0
+        pause_s, came, again, begun_bytes = RETRY_S, trio.current_time(), 0, job.progress.brought_bytes
         while True:
             before_bytes = job.progress.brought_bytes
             try:
@@ -226,7 +226,8 @@ class Prefetch:
             assert error is not None
             if job.progress.brought_bytes > before_bytes:
                 pause_s, came = RETRY_S, trio.current_time()
-            if trio.current_time() - came >= GIVE_UP_S:
+            is_in_vain = job.progress.brought_bytes - begun_bytes > AGAIN_MAX * job.progress.bytes
+            if is_in_vain or trio.current_time() - came >= GIVE_UP_S:
                 await self._end(job, "failed", error)
                 return
             self._say(job, error, 0 if done is None else done.faults - 1)
@@ -251,19 +252,19 @@ class Prefetch:
 
     async def _end(self, job: _Job, state: str, error: Exception | None = None) -> None:
         """Write down how a job has ended; one that cannot be written begins again after a restart."""
-        record, progress = job.record, job.progress
-        job.state = record.state = state
-        record.ended_ns = time.time_ns()
-        record.error, record.kind = (None, None) if error is None else (str(error), _kind(error))
-        record.files, record.bytes = progress.files, progress.bytes
-        record.brought_bytes, record.missing = progress.brought_bytes, progress.missing.count
-        record.wants = []
+        progress = job.progress
+        record = replace(
+            job.record, state=state, ended_ns=time.time_ns(), wants=[], files=progress.files, bytes=progress.bytes,
+            brought_bytes=progress.brought_bytes, missing=progress.missing.count,
+            error=None if error is None else str(error), kind=None if error is None else _kind(error),
+        )  # fmt: skip
         log.info("job %d (%s): %s, %d bytes brought", record.id, record.name, state, record.brought_bytes)
         with trio.CancelScope(shield=True):
             try:
                 await trio.to_thread.run_sync(job_list.save, self._folder, record, limiter=self._limiter)
             except ConfigurationError as problem:
                 log.warning("%s", problem)
+        job.record, job.state = record, state
 
     # -- all jobs
 

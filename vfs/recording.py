@@ -16,7 +16,7 @@ RANGES_PER_FILE_MAX = 4096
 
 
 class Budget:
-    """How many more ranges may be noted, of all files together."""
+    """How many more ranges may be noted, of all files together; each file may have one."""
 
     def __init__(self, left: int) -> None:
         self.left = left
@@ -47,7 +47,8 @@ class Touched:
         self._budget.left += last - first - 1
         self.starts[first:last] = [start]
         self.stops[first:last] = [stop]
-        if self._budget.left < 0 or len(self.starts) > RANGES_PER_FILE_MAX:
+        count = len(self.starts)
+        if count > 1 and (self._budget.left < 0 or count > RANGES_PER_FILE_MAX):
             self.note(self.starts[0], self.stops[-1] - self.starts[0])
 
     def note_all(self) -> None:
