@@ -41,7 +41,8 @@ FILES = {"big.vdb": BIG_BYTES, "mapped.vdb": 12_000_000, "child.exr": 300_000, "
 
 @pytest.fixture(scope="module")
 def shown(binding: str, plates: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Studio, Mount]]:
-    with studio(tmp_path_factory.mktemp("studio") / "studio", **mounting_with(binding)) as user:
+    settings = {**mounting_with(binding), "DAMFS_CACHE__PREFETCH_TRACES": "true"}
+    with studio(tmp_path_factory.mktemp("studio") / "studio", **settings) as user:
         folder = tmp_path_factory.mktemp("source")
         user.run("init", user.url, "--show", "apollo", "--show", "hubble")
         write_tree(folder / "data", {name: random_bytes(size, n) for n, (name, size) in enumerate(FILES.items())})
@@ -150,24 +151,20 @@ def test_others_are_not_recorded_and_the_exit_status_is_the_programs(user: Studi
     assert user.complete("trace", "-o", tmp_path / "t", "--", "no-such-program").returncode == 4
 
 
-def published_with(user: Studio, tmp_path: Path, version: str, data: bytes, *, checked: bool = False) -> str:
-    """A version with this trace; not ``checked``: as somebody publishes it who means harm."""
-    place = f"apollo:comp/{version}"
-    source = write_tree(tmp_path / version, {"comp.nk": version.encode() * 10})
-    if checked:
-        (tmp_path / "given").write_bytes(data)
-        user.run("publish", source, place, "--with-trace", tmp_path / "given")
-    else:
-        (source / recorded.TRACE_NAME).write_bytes(data)
-        user.run("publish", source, place)
+def published(user: Studio, folder: Path, traces: dict[str, bytes]) -> None:
+    """Versions of ``comp`` with these traces, as somebody publishes them who means harm."""
+    files = {f"{version}/{recorded.TRACE_NAME}": data for version, data in traces.items()}
+    scripts = {f"{version}/comp.nk": version.encode() * 10 for version in traces}
+    user.run("publish", write_tree(folder / "comp", files | scripts), "apollo:comp")
     user.run("sync", "apollo")
-    return place
 
 
 def test_a_version_carries_a_trace_that_warms_a_node(user: Studio, live: Path, tmp_path: Path) -> None:
     name = live / "cache/v001/child.exr"
     trace(user, tmp_path / "t", "md5sum", name)
-    place = published_with(user, tmp_path, "v001", (tmp_path / "t").read_bytes(), checked=True)
+    place, source = "apollo:comp/v001", write_tree(tmp_path / "v001", {"comp.nk": b"v001"})
+    user.run("publish", source, place, "--with-trace", tmp_path / "t")
+    user.run("sync", "apollo")
     user.run("cache", "evict", "apollo:cache")
     said = user.run("prefetch", place, "--traced", "--wait")
     assert "1 file of 293.0 KiB" in said
@@ -193,35 +190,31 @@ HEAD = b'{"_type":"damfs.trace/1","cut":0}\n'
 def test_a_trace_that_means_harm_does_none(user: Studio, live: Path, tmp_path: Path) -> None:
     before = len(jobs(user))
     hostile = HEAD + line(show="hubble", path="v001/x.exr") + line(ranges=[[0, 2**62]]) + line(path="etc/passwd")
-    place = published_with(user, tmp_path, "v011", hostile)
-    done = user.complete("prefetch", place, "--traced", "--wait")
+    bad = {
+        "v012": HEAD + b"\n" * recorded.TRACE_BYTES_MAX,
+        "v013": HEAD + line(path="../x"),
+        "v014": HEAD + line(ranges=[[5, 1]]),
+    }
+    published(user, tmp_path, {"v011": hostile, **bad})
+    done = user.complete("prefetch", "apollo:comp/v011", "--traced", "--wait")
     assert done.returncode == 4
     assert "etc/passwd" in done.stderr
     assert percent(live.parent / "hubble/v001/x.exr") == 0
     assert percent(live / "cache/v001/child.exr") == 100
-    huge = HEAD + b"\n" * recorded.TRACE_BYTES_MAX
-    for number, data in enumerate([huge, HEAD + line(path="../x"), HEAD + line(ranges=[[5, 1]]), b"\xff" * 100], 12):
-        done = user.complete("prefetch", published_with(user, tmp_path, f"v0{number}", data), "--traced", "--wait")
+    for version in bad:
+        done = user.complete("prefetch", f"apollo:comp/{version}", "--traced", "--wait")
         assert done.returncode == 7, done.stderr
     assert len(jobs(user)) == before + 1
 
 
-def test_the_first_open_in_a_version_begins_the_prefetch_of_its_trace(
-    binding: str, plates: Path, tmp_path: Path
-) -> None:
-    settings = {**mounting_with(binding), "DAMFS_CACHE__PREFETCH_TRACES": "true"}
-    with studio(tmp_path / "studio", **settings) as node:
-        node.run("init", node.url, "--show", "apollo")
-        node.run("publish", plates / "v001/exr", "apollo:plate/v001")
-        name = min(plates.glob("v001/exr/*.exr"), key=lambda path: path.name).name
-        mount = node.mount("--cache-size", "400MB")
-        trace(node, tmp_path / "t", "md5sum", mount.path / "apollo/plate/v001" / name)
-        node.run("cache", "evict", "apollo:plate")
-        published_with(node, tmp_path, "v001", (tmp_path / "t").read_bytes(), checked=True)
-        published_with(node, tmp_path, "v002", HEAD + line(ranges=[[5, 1]]))
-        assert jobs(node) == []
-        for version in ("v001", "v001", "v002"):
-            assert (mount.path / "apollo/comp" / version / "comp.nk").read_bytes() == version.encode() * 10
-        wait_until(lambda: [job["state"] for job in jobs(node)] == ["complete"], "the trace to be prefetched", 30)
-        assert percent(mount.path / "apollo/plate/v001" / name) == 100
-        wait_until(lambda: "is not prefetched: the trace of apollo@3:comp/v002 cannot be used" in node.log(), "a note")
+def test_the_first_open_in_a_version_begins_the_prefetch_of_its_trace(user: Studio, live: Path, tmp_path: Path) -> None:
+    name = live / "cache/v001/child.exr"
+    trace(user, tmp_path / "t", "md5sum", name)
+    user.run("cache", "evict", "apollo:cache")
+    published(user, tmp_path, {"v021": (tmp_path / "t").read_bytes(), "v022": HEAD + line(ranges=[[5, 1]])})
+    before = len(jobs(user))
+    for version in ("v021", "v021", "v022"):
+        assert (live / "comp" / version / "comp.nk").read_bytes() == version.encode() * 10
+    wait_until(lambda: "is not prefetched: the trace of apollo" in user.log(), "a note of the one that is none")
+    wait_until(lambda: [job["state"] for job in jobs(user)[before:]] == ["complete"], "the trace to be prefetched", 30)
+    assert percent(name) == 100

@@ -150,9 +150,9 @@ async def test_wrong_uses_of_inodes_are_errors(loader: Loader) -> None:
     folder, link = fs.lookup(root, b"d"), fs.lookup(root, b"link")
     file = fs.lookup(folder.ino, b"a")
     for error, call, arguments in (
-        (IsAFolder, fs.open, (folder.ino, os.O_RDONLY)),
-        (IsAFolder, fs.open, (ROOT_INO, os.O_RDONLY)),
-        (ReadOnly, fs.open, (file.ino, os.O_RDWR)),
+        (IsAFolder, fs.open, (folder.ino, os.O_RDONLY, 1)),
+        (IsAFolder, fs.open, (ROOT_INO, os.O_RDONLY, 1)),
+        (ReadOnly, fs.open, (file.ino, os.O_RDWR, 1)),
         (NotALink, fs.readlink, (file.ino,)),
         (Stale, fs.getattr, (row_ino(1, 99),)),
         (Stale, fs.getattr, (folder_ino(1, 7, 0),)),
