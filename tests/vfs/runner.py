@@ -166,8 +166,8 @@ class Runner:
         }[point]
         call = getattr(owner, name)
 
-        def last(*args: Any) -> None:
-            call(*args)
+        def last(*args: Any, **more: Any) -> None:
+            call(*args, **more)
             os.kill(os.getpid(), signal.SIGKILL)
 
         setattr(owner, name, last)
