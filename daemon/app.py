@@ -235,6 +235,7 @@ class Daemon:
         explain = Explain(cache, Places(sync, loads=False), sync, slots, lambda: as_reading(binding))
         owner = (settings.mount.uid, settings.mount.gid)
         self._prefetch = Prefetch(sync.folder / job_list.FOLDER, cache, places, settings.cache.prefetch_share)
+        switch.resumed.append(self._prefetch.hurry)
         metrics.PrefetchMetrics(self._prefetch, registry)
         self._warming: Warming | None = None
         if settings.cache.prefetch_traces:

@@ -8,7 +8,7 @@ Rules:
 - All jobs under way want at most ``share`` of the cache together. So what they bring finds room among what was read
   once, and neither pins nor what is in use goes for it (docs/decisions/0037).
 - RUNNING_MAX work at a time, the others wait in the order they came, at most JOBS_MAX in all. What could not be had is
-  tried again, until nothing has come for GIVE_UP_S.
+  tried again, until nothing has come for GIVE_UP_S; while the mount is switched offline a job just waits.
 - Of those that ended the last ENDED_MAX are remembered, for KEPT_S.
 """
 
@@ -25,7 +25,7 @@ import trio
 from daemon import job_list
 from daemon.bringing import Bringer, Progress
 from daemon.job_list import JobRecord
-from manifest.errors import Busy, ConfigurationError, DamfsError, NotFound, Unavailable
+from manifest.errors import Busy, ConfigurationError, DamfsError, NotFound, Offline, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,6 +96,7 @@ class Prefetch:
         self._bringer = Bringer(cache, places, self._on_brought)
         self._jobs: dict[int, _Job] = {}
         self._next_id = 1
+        self._hurried = trio.Event()
         self._changing = trio.Lock()
         self._limiter = trio.CapacityLimiter(1)
         self._turns = trio.CapacityLimiter(RUNNING_MAX)
@@ -122,6 +123,11 @@ class Prefetch:
     def limit_bytes(self) -> int:
         """What all jobs under way may want together."""
         return int(self._cache.stats().size_bytes * self._share)
+
+    def hurry(self) -> None:
+        """What could not be had is tried again now: something has changed."""
+        self._hurried.set()
+        self._hurried = trio.Event()
 
     def all(self) -> list[dict[str, Any]]:
         """All jobs, the oldest first."""
@@ -224,7 +230,7 @@ class Prefetch:
                 await trio.sleep(LOOK_S)
                 continue
             assert error is not None
-            if job.progress.brought_bytes > before_bytes:
+            if job.progress.brought_bytes > before_bytes or isinstance(error, Offline):  # somebody wishes it so
                 pause_s, came = RETRY_S, trio.current_time()
             is_in_vain = job.progress.brought_bytes - begun_bytes > AGAIN_MAX * job.progress.bytes
             if is_in_vain or trio.current_time() - came >= GIVE_UP_S:
@@ -232,7 +238,9 @@ class Prefetch:
                 return
             self._say(job, error, 0 if done is None else done.faults - 1)
             job.state = "waiting"
-            await trio.sleep(pause_s)
+            hurried = self._hurried
+            with trio.move_on_after(pause_s):
+                await hurried.wait()
             pause_s = min(2 * pause_s, RETRY_S_MAX)
 
     async def _attempt(self, job: _Job) -> Round:
@@ -246,7 +254,7 @@ class Prefetch:
 
     def _say(self, job: _Job, error: Exception, more: int) -> None:
         text = f"{error} (and {more} more)" if more > 0 else str(error)
-        if job.record.error != text:
+        if job.record.error != text and not isinstance(error, Offline):
             log.warning("job %d (%s) is not through, and is tried again: %s", job.record.id, job.record.name, text)
         job.record.error, job.record.kind = text, _kind(error)
 

@@ -168,6 +168,9 @@ async def test_a_source_that_stays_away_is_left_alone_and_asked_again(
         assert "no route" in found.get(1)["error"]
         assert len({ref.digest for ref in source.asked}) <= 2 * 3 + 8, "two files, not six"
         assert found.states()["waiting"] == 1
+        source.fault = lambda _: None
+        found.hurry()
+        await until(lambda: state(found) == "complete")
 
 
 async def test_a_job_goes_on_when_the_source_is_back(tmp_path: Path, file_library: Library, show: Show) -> None:
