@@ -45,6 +45,7 @@ from daemon.pin_list import PINS_FILE
 from daemon.pins import Pins
 from daemon.places import Places
 from daemon.serve import OwnedSocket, Server, listen_tcp, listen_unix
+from daemon.site import as_source, as_way, open_site
 from daemon.status import ShowStatus, Status
 from daemon.stop import Stopper
 from daemon.sync import Sync
@@ -125,6 +126,9 @@ async def run(
     async with trio.open_nursery() as cache_nursery:
         central = CentralSource(library)
         sources: list[Source] = [central]
+        site = await trio.to_thread.run_sync(open_site, settings, library)
+        if site is not None:
+            sources.insert(0, as_source(site))
         folders = await trio.to_thread.run_sync(configured, settings)
         try:
             cache = await CacheStore.open(
@@ -154,6 +158,7 @@ async def run(
                     nursery=nursery,
                     on_return=cache.sources.hurry,
                     on_silence=cache.sources.silent,
+                    way=as_way(site),
                 )
                 central.on_answer = sync.contact.answered
                 await sync.begin(opened.shows, offline_because=opened.offline_because)

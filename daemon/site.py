@@ -12,6 +12,7 @@ from cache.sources.central import CentralSource
 from cache.sources.site import SiteCache, SiteSource
 from manifest.errors import ConfigurationError
 from manifest.library import Library
+from manifest.way import CENTRAL, Way
 
 if TYPE_CHECKING:
     from cache.sources.protocol import Source
@@ -44,3 +45,8 @@ def open_appliance(site: SiteSettings, library: Library) -> Library:
 def as_source(site: SiteCache | Library) -> Source:
     """The site cache as a source of chunks and recipes."""
     return SiteSource(site) if isinstance(site, SiteCache) else CentralSource(site, name="site")
+
+
+def as_way(site: SiteCache | Library | None) -> Way:
+    """The way to the library's metadata: by the site cache, and to the central store where that does not do."""
+    return CENTRAL if site is None else Way(site, follows=isinstance(site, SiteCache))

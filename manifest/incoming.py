@@ -19,11 +19,9 @@ import heapq
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from manifest import layout
 from manifest.errors import DamfsError, FormatError, NewerFormat, NotFound, TransportError, TrustError
 
 if TYPE_CHECKING:
@@ -156,7 +154,7 @@ class Incoming:
         seq = after + 1
         singles = 0
         if thorough or time.monotonic() >= self._listing.due:
-            self._list(after, deadline)
+            self._list(after, deadline, near=not thorough)
         while True:
             if singles >= SINGLE_READS_MAX:
                 singles = 0
@@ -201,7 +199,7 @@ class Incoming:
             stored = self._fetch(seq, deadline.timeout())
         except TransportError as error:
             if self._listing.end < seq:
-                self._list(seq - 1, deadline)
+                self._list(seq - 1, deadline, near=False)
             if self._listing.end >= seq:
                 raise Stalled(seq, f"log entry {seq} is there but cannot be read: {error}", "unavailable") from error
             raise
@@ -249,13 +247,8 @@ class Incoming:
         self._listing = replace(self._listing, behind=())
         return None
 
-    def _list(self, after: int, deadline: Deadline) -> None:
-        found = set()
-        key = layout.log_key(self._log.show, after)
-        prefix = layout.log_prefix(self._log.show)
-        for listed, _ in self._log.library.list(prefix, after=key, timeout_s=deadline.timeout()):
-            with suppress(FormatError):  # not an entry: nobody reads it, and no number is missing for it
-                found.add(layout.seq_of(listed))
+    def _list(self, after: int, deadline: Deadline, *, near: bool = True) -> None:
+        found = set(self._log.listed(after, near=near, timeout_s=deadline.timeout()))
         end = after
         while end + 1 in found:
             end += 1

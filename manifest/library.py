@@ -246,12 +246,15 @@ class Library:
         For the host of the endpoint, which the signature covers. May wait RENEWAL_TIMEOUT_S for credentials. Raises
         AccessDenied and Unavailable when there are none, ConfigurationError for a library that is not on S3.
         """
+        return library_s3.target(self.sign_url(key, expires_s=expires_s))
+
+    def sign_url(self, key: str, *, expires_s: int) -> str:
+        """The same as a whole URL: with the scheme and the host that the store is asked by."""
         store = self._store(TIMEOUT_S)
         if not isinstance(store, S3Store):
             raise ConfigurationError(f"requests to {self.url} cannot be signed: that is for libraries on s3://")
         with self._translated(key, "signed"):
-            url = obstore.sign(store, "GET", key, timedelta(seconds=expires_s))
-        return library_s3.target(url)
+            return obstore.sign(store, "GET", key, timedelta(seconds=expires_s))
 
     def sign_listing(self, prefix: str, *, after: str | None, folders: bool, expires_s: int) -> str:
         """The same for a listing (ListObjectsV2): a page of the keys below ``prefix`` that sort behind ``after``.

@@ -31,6 +31,7 @@ from tools import (
     pins,
     reload,
     scrub,
+    site,
     verify,
 )
 from tools.bench.command import bench
@@ -117,6 +118,7 @@ cache.cache_app.command("scrub")(scrub.scrub)
 cache.cache_app.command("verify")(scrub.verify)
 cache.cache_app.command("advise")(advise.advise)
 app.add_typer(cache.cache_app, name="cache")
+app.add_typer(site.site_app, name="site")
 app.command("ls")(browse.ls)
 app.command("log")(browse.log)
 app.command("diff")(browse.diff)

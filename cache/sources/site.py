@@ -17,8 +17,11 @@ Rules:
 
 from __future__ import annotations
 
+import builtins
+import datetime
 import http.client
 import re
+import socket
 import ssl
 import threading
 import time
@@ -31,12 +34,12 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ProtocolError, ReadTimeoutError
 
 from cache.sources.central import THREADS, CentralSource
+from cache.sources.listing import Page
 from cache.sources.watch import Attempt, Watch, Wire
 from manifest.errors import AccessDenied, ConfigurationError, FormatError, NotFound, Unavailable
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 TIMEOUT_S = 30.0
@@ -45,6 +48,7 @@ SIGNED_FOR_S = 3600
 """A signature's life: long, since it begins by this machine's clock and ends by the store's."""
 PIECE_BYTES = 1024 * 1024
 ERROR_BYTES_MAX = 64 * 1024
+LISTING_BYTES_MAX = 4 * 1024 * 1024
 _CODE = re.compile(rb"<Code>(\w+)</Code>")
 _HEADERS = {"Accept-Encoding": "identity", "User-Agent": "damfs"}
 
@@ -141,14 +145,18 @@ class SiteCache:
         if parts.scheme == "http" and (ca or cert):
             raise ConfigurationError(f"site.ca and site.cert are for https://, and the site cache is {url}")
         self.url = f"{parts.scheme}://{parts.netloc}"
+        self.shows_certificate = cert is not None
+        self._ca = ca
         self._signer = signer
+        below = signer.url.removeprefix("s3://").partition("/")[2]
+        self._prefix = f"{below}/" if below else ""
         self._connect_timeout_s = connect_timeout_s
         self._watch = Watch()
         common: dict[str, Any] = {"host": parts.hostname, "port": parts.port, "maxsize": connections, "block": False}
-        if parts.scheme == "http":
-            self._pool: urllib3.HTTPConnectionPool = _Pool(**common)
-        else:
-            self._pool = _PoolTLS(**common, ssl_context=_tls(ca, cert, key))
+        self._tls = _tls(ca, cert, key) if parts.scheme == "https" else None
+        self._pool: urllib3.HTTPConnectionPool = (
+            _Pool(**common) if self._tls is None else _PoolTLS(**common, ssl_context=self._tls)
+        )
 
     def get(self, key: str, *, timeout_s: float = TIMEOUT_S, bytes_max: int | None = None) -> bytes:
         """As ``Library.get``: Raises FormatError for a longer object, NotFound, AccessDenied, Unavailable."""
@@ -159,6 +167,16 @@ class SiteCache:
     def get_buffer(self, key: str, *, timeout_s: float = TIMEOUT_S, bytes_max: int | None = None) -> memoryview:
         """As ``get``."""
         return memoryview(self.get(key, timeout_s=timeout_s, bytes_max=bytes_max))
+
+    def list(self, prefix: str, *, after: str | None = None, timeout_s: float = TIMEOUT_S) -> Iterator[tuple[str, int]]:
+        """As ``Library.list``; ``timeout_s`` is for each page. What it says may be some seconds old."""
+        for page in self._pages(prefix, after, timeout_s, folders=False):
+            yield from ((self._local(key), size) for key, size in page.objects)
+
+    def folders(self, prefix: str, *, timeout_s: float = TIMEOUT_S) -> builtins.list[str]:
+        """As ``Library.folders``; what it says may be some seconds old."""
+        pages = self._pages(prefix, None, timeout_s, folders=True)
+        return sorted(folder.split("/")[-2] for page in pages for folder in page.folders)
 
     def ask(
         self,
@@ -187,9 +205,46 @@ class SiteCache:
             finally:
                 del _this_thread.attempt
 
+    def without_certificate(self) -> SiteCache:
+        """The same site cache, asked by nobody in particular."""
+        return SiteCache(self._signer, self.url, ca=self._ca, connect_timeout_s=self._connect_timeout_s)
+
+    def certificate(self, timeout_s: float) -> tuple[str, datetime.datetime]:
+        """The version of TLS that is spoken, and when the certificate ends. Raises Unavailable."""
+        assert self._tls is not None
+        try:
+            with (
+                socket.create_connection((self._pool.host, self._pool.port or 443), timeout_s) as plain,
+                self._tls.wrap_socket(plain, server_hostname=self._pool.host) as connection,
+            ):
+                told = connection.getpeercert() or {}
+                ends = ssl.cert_time_to_seconds(str(told["notAfter"]))
+                return str(connection.version()), datetime.datetime.fromtimestamp(ends, datetime.UTC)
+        except OSError as error:
+            raise Unavailable(f"site cache {self.url}: {error}") from error
+
     def close(self) -> None:
         """Close the connections that are idle."""
         self._pool.close()
+
+    def _pages(self, prefix: str, after: str | None, timeout_s: float, *, folders: bool) -> Iterator[Page]:
+        """Each begins behind the last name of the one before, so that equal pages have equal requests."""
+        while True:
+            deadline = time.monotonic() + timeout_s
+            target = self._signer.sign_listing(prefix, after=after, folders=folders, expires_s=SIGNED_FOR_S)
+            reply = self.ask(target, deadline - time.monotonic(), bytes_max=LISTING_BYTES_MAX)
+            page = Page.parse(self._body(prefix, reply, LISTING_BYTES_MAX))
+            yield page
+            if page.is_last:
+                return
+            last = self._local(page.last_name)
+            if after is not None and last <= after:
+                raise Unavailable(f"the listing of {prefix} from the site cache {self.url} goes round in circles")
+            after = last
+
+    def _local(self, key: str) -> str:
+        """A key without the library's prefix in its bucket."""
+        return key.removeprefix(self._prefix)
 
     def _ask(
         self, method: str, target: str, attempt: Attempt, bytes_max: int | None, headers: Mapping[str, str] | None
