@@ -207,8 +207,12 @@ class Incoming:
             return stored
         if self._listing.end < seq and not self._listing.behind and not self._is_behind(seq, deadline):
             return None
+        if self._listing.end >= seq:  # what the fetch came from may be late
+            stored = self._refetch(seq, deadline.timeout())
+            if stored is not None:
+                return stored
         if time.monotonic() >= self._listing.due or self._listing.end >= seq:
-            self._list(seq - 1, deadline)
+            self._list(seq - 1, deadline, near=False)
         later = self._signed_behind(seq, deadline)
         if later is None and self._listing.end < seq:
             return None
@@ -237,15 +241,18 @@ class Incoming:
         for later in self._listing.behind:
             if later <= seq:
                 continue
-            stored = self._refetch(later, deadline.timeout())
-            if stored is None:
-                continue
-            verdict = judge(self._verifier, self._log.show, later, stored)
-            if verdict.entry is not None or verdict.newer:
+            if self._is_signed(later, self._fetch, deadline) or self._is_signed(later, self._refetch, deadline):
                 return later
         # Until the next listing: there is no gap.
         self._listing = replace(self._listing, behind=())
         return None
+
+    def _is_signed(self, seq: int, fetch: Fetch, deadline: Deadline) -> bool:
+        stored = fetch(seq, deadline.timeout())
+        if stored is None:
+            return False
+        verdict = judge(self._verifier, self._log.show, seq, stored)
+        return verdict.entry is not None or verdict.newer
 
     def _list(self, after: int, deadline: Deadline, *, near: bool = True) -> None:
         found = set(self._log.listed(after, near=near, timeout_s=deadline.timeout()))
