@@ -1,7 +1,7 @@
 """The site cache of the settings: as a source of chunks, and as a nearer way to the library's metadata.
 
-State: none. An HTTP cache has what the store has, a moment later; an appliance (``s3``) has copies of some of it, so
-that what it does not have is no fact about the library.
+State: none. An HTTP cache has what the store has, a moment later; an appliance (``s3``) has copies of some chunks and
+recipes, and is asked for nothing else.
 """
 
 from __future__ import annotations
@@ -48,5 +48,5 @@ def as_source(site: SiteCache | Library) -> Source:
 
 
 def as_way(site: SiteCache | Library | None) -> Way:
-    """The way to the library's metadata: by the site cache, and to the central store where that does not do."""
-    return CENTRAL if site is None else Way(site, follows=isinstance(site, SiteCache))
+    """The way to the library's metadata: by an HTTP cache, and to the central store where that does not do."""
+    return Way(site) if isinstance(site, SiteCache) else CENTRAL

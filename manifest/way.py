@@ -6,8 +6,8 @@ State: until when the cache is not asked, how it went. Thread-safe. Rules:
   whatever is wrong with it, its bytes or its answer, the central store is asked within the same time-out.
 - A cache that failed is left alone for a while, doubled each time up to OFF_S_MAX and jittered: a dead one costs one
   attempt now and then, not one a request. While it is left alone, everything goes to the central store.
-- That an entry is absent counts when the cache ``follows`` the library, as an HTTP cache does: it may be some seconds
-  late. A store that has copies of some objects follows nothing: news are not asked of it.
+- The cache stands in front of the store: that an entry is absent counts, though it may be some seconds late. That an
+  object is absent which somebody has named is for the central store to say.
 """
 
 from __future__ import annotations
@@ -61,9 +61,8 @@ class WayStatus:
 class Way:
     """See the module's rules. ``near`` None: there is only the central store."""
 
-    def __init__(self, near: Near | None = None, *, follows: bool = True) -> None:
+    def __init__(self, near: Near | None = None) -> None:
         self._near = near
-        self._follows = follows
         self._lock = threading.Lock()
         self._off_until = 0.0
         self._failures_in_a_row = 0
@@ -75,19 +74,15 @@ class Way:
         return WayStatus(self._near_requests, self._near_failures, self._central_requests, self._last_error)
 
     def object(self, near: Callable[[Near, float], T], central: Callable[[float], T], timeout_s: float) -> T:
-        """Something that never changes, named by its digest. The calls are given a time-out, and verify it.
-
-        Somebody has named it, so that it is absent is for the central store to say.
-        """
-        return self._ask(self._near, near, central, timeout_s, may_be_absent=False)
+        """Something that never changes, named by its digest. The calls are given a time-out, and verify it."""
+        return self._ask(near, central, timeout_s, may_be_absent=False)
 
     def news(self, near: Callable[[Near, float], T], central: Callable[[float], T], timeout_s: float) -> T:
         """What may have become more: an entry, a listing."""
-        return self._ask(self._near if self._follows else None, near, central, timeout_s, may_be_absent=True)
+        return self._ask(near, central, timeout_s, may_be_absent=True)
 
     def _ask(
         self,
-        cache: Near | None,
         near: Callable[[Near, float], T],
         central: Callable[[float], T],
         timeout_s: float,
@@ -95,6 +90,7 @@ class Way:
         may_be_absent: bool,
     ) -> T:
         until = time.monotonic() + timeout_s
+        cache = self._near
         if cache is not None and time.monotonic() >= self._off_until:
             try:
                 answer = near(cache, min(NEAR_S_MAX, timeout_s * NEAR_SHARE))

@@ -187,15 +187,6 @@ def test_the_shows_are_listed_by_way_of_the_cache(site: Site) -> None:
     assert list_shows(site.central, way=site.way) == [SHOW, "gemini"]
 
 
-def test_a_store_of_copies_is_asked_for_no_news(site: Site) -> None:
-    site.way = Way(site.cache, follows=False)
-    site.scribe.publish("a")
-    with site.show() as show:
-        assert show.follower.advance().head == 1
-    assert [key for key in site.cache.asked if "/changes/" not in key] == []
-    assert layout.log_key(SHOW, 1) in site.central.asked
-
-
 def test_when_both_are_down_that_is_said(site: Site) -> None:
     site.scribe.publish("a")
     site.cache.down = Unavailable("the site cache is down")
