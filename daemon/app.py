@@ -313,6 +313,7 @@ class Daemon:
             shows=self.shows(),
             cache=self._cache.stats(),
             sources=self._cache.sources.status(),
+            site=self._sync.way.status(),
             limits=dict(self._binding.limits),
             handover=self._binding.handover,
             supervisor_pid=self._supervision.pid if self._supervision.pid == os.getppid() else None,

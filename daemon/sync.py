@@ -98,7 +98,7 @@ class Sync:
         followed.
         """
         self._library = library
-        self._way = way
+        self.way = way
         self._identity = identity
         self._verifier = verifier
         self._remembered = remembered
@@ -261,7 +261,7 @@ class Sync:
     def _open(self, show: str) -> Show:
         """Open a replica. What is kept beside it for later mounts is written again, should it be gone too."""
         read_ahead(self._remembered.library_folder(self._identity) / f"{show}.db")
-        opened = Show.open(self._library, self._identity, self._verifier, show, self._remembered.folder, way=self._way)
+        opened = Show.open(self._library, self._identity, self._verifier, show, self._remembered.folder, way=self.way)
         known = self._known
         self._slots.assign(known)
         self._remembered.remember_identity(self._identity)
@@ -319,4 +319,4 @@ class Sync:
             return True
         if self.contact.shut_because is not None:
             return False
-        return Log(self._library, show, self._way).newest_listed(0, timeout_s=ASK_S) <= EAGER_ENTRIES_MAX
+        return Log(self._library, show, self.way).newest_listed(0, timeout_s=ASK_S) <= EAGER_ENTRIES_MAX

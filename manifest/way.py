@@ -52,6 +52,7 @@ class Near(Protocol):
 class WayStatus:
     """How often the cache was asked, how often it failed, how often the central store was asked; the last error."""
 
+    url: str
     near_requests: int
     near_failures: int
     central_requests: int
@@ -69,9 +70,13 @@ class Way:
         self._near_requests = self._near_failures = self._central_requests = 0
         self._last_error: str | None = None
 
-    def status(self) -> WayStatus:
-        """What happened so far."""
-        return WayStatus(self._near_requests, self._near_failures, self._central_requests, self._last_error)
+    def status(self) -> WayStatus | None:
+        """What happened so far; None when there is no cache."""
+        if self._near is None:
+            return None
+        return WayStatus(
+            self._near.url, self._near_requests, self._near_failures, self._central_requests, self._last_error
+        )
 
     def object(self, near: Callable[[Near, float], T], central: Callable[[float], T], timeout_s: float) -> T:
         """Something that never changes, named by its digest. The calls are given a time-out, and verify it."""

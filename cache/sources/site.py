@@ -46,7 +46,7 @@ TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 1.0
 SIGNED_FOR_S = 3600
 """A signature's life: long, since it begins by this machine's clock and ends by the store's."""
-PIECE_BYTES = 1024 * 1024
+PIECE_BYTES = 256 * 1024
 ERROR_BYTES_MAX = 64 * 1024
 LISTING_BYTES_MAX = 4 * 1024 * 1024
 _CODE = re.compile(rb"<Code>(\w+)</Code>")
@@ -70,7 +70,7 @@ class Reply:
 
     status: int
     headers: Mapping[str, str]
-    body: bytes
+    body: bytes | bytearray
 
     @property
     def code(self) -> str:
@@ -79,9 +79,18 @@ class Reply:
         return match[1].decode() if match else ""
 
 
+class _Body(http.client.HTTPResponse):
+    """An answer whose body can be read without urllib3: straight into the place where it is wanted."""
+
+    def begin(self) -> None:
+        super().begin()
+        _this_thread.body = self
+
+
 class _Watched(HTTPConnection):
     """A connection that tells the attempt of its thread what to cut off."""
 
+    response_class = _Body
     wire: Wire | None = None
 
     def _new_conn(self) -> socket.socket:
@@ -160,13 +169,11 @@ class SiteCache:
 
     def get(self, key: str, *, timeout_s: float = TIMEOUT_S, bytes_max: int | None = None) -> bytes:
         """As ``Library.get``: Raises FormatError for a longer object, NotFound, AccessDenied, Unavailable."""
-        deadline = time.monotonic() + timeout_s
-        target = self._signer.sign(key, expires_s=SIGNED_FOR_S)
-        return self._body(key, self.ask(target, deadline - time.monotonic(), bytes_max=bytes_max), bytes_max)
+        return bytes(self._get(key, timeout_s, bytes_max))
 
     def get_buffer(self, key: str, *, timeout_s: float = TIMEOUT_S, bytes_max: int | None = None) -> memoryview:
-        """As ``get``."""
-        return memoryview(self.get(key, timeout_s=timeout_s, bytes_max=bytes_max))
+        """As ``get``, but nothing is copied, which chunks are worth."""
+        return memoryview(self._get(key, timeout_s, bytes_max)).toreadonly()
 
     def list(self, prefix: str, *, after: str | None = None, timeout_s: float = TIMEOUT_S) -> Iterator[tuple[str, int]]:
         """As ``Library.list``; ``timeout_s`` is for each page. What it says may be some seconds old."""
@@ -203,7 +210,7 @@ class SiteCache:
             except (HTTPError, http.client.HTTPException, OSError, ValueError) as error:
                 raise Unavailable(f"site cache {self.url}: {_reason(error, attempt)}") from error
             finally:
-                del _this_thread.attempt
+                _this_thread.attempt = _this_thread.body = None
 
     def without_certificate(self) -> SiteCache:
         """The same site cache, asked by nobody in particular."""
@@ -233,7 +240,7 @@ class SiteCache:
             deadline = time.monotonic() + timeout_s
             target = self._signer.sign_listing(prefix, after=after, folders=folders, expires_s=SIGNED_FOR_S)
             reply = self.ask(target, deadline - time.monotonic(), bytes_max=LISTING_BYTES_MAX)
-            page = Page.parse(self._body(prefix, reply, LISTING_BYTES_MAX))
+            page = Page.parse(bytes(self._body(prefix, reply, LISTING_BYTES_MAX)))
             yield page
             if page.is_last:
                 return
@@ -245,6 +252,11 @@ class SiteCache:
     def _local(self, key: str) -> str:
         """A key without the library's prefix in its bucket."""
         return key.removeprefix(self._prefix)
+
+    def _get(self, key: str, timeout_s: float, bytes_max: int | None) -> bytes | bytearray:
+        deadline = time.monotonic() + timeout_s
+        target = self._signer.sign(key, expires_s=SIGNED_FOR_S)
+        return self._body(key, self.ask(target, deadline - time.monotonic(), bytes_max=bytes_max), bytes_max)
 
     def _ask(
         self, method: str, target: str, attempt: Attempt, bytes_max: int | None, headers: Mapping[str, str] | None
@@ -264,10 +276,10 @@ class SiteCache:
         try:
             told = {name.lower(): value for name, value in response.headers.items()}
             room = bytes_max if response.status == 200 else ERROR_BYTES_MAX
-            if room is not None and response.status == 200 and _length(told) > room:
-                body = b""  # refused before it is read
-            else:
-                body = _read(response, room)
+            length = _length(told)
+            body: bytes | bytearray = b""
+            if room is None or length <= room:  # else it is refused before it is read
+                body = _whole(_this_thread.body, length) if length else _pieces(response, room)
                 is_whole = room is None or len(body) <= room
             if attempt.expired:
                 raise TimeoutError
@@ -278,7 +290,7 @@ class SiteCache:
             else:
                 response.close()
 
-    def _body(self, key: str, reply: Reply, bytes_max: int | None) -> bytes:
+    def _body(self, key: str, reply: Reply, bytes_max: int | None) -> bytes | bytearray:
         if reply.status != 200:
             raise self._refusal(key, reply)
         if reply.headers.get("content-encoding", "identity") != "identity":
@@ -322,8 +334,21 @@ def _no_password() -> str:
     raise ValueError("the key is encrypted: a daemon cannot be asked for a password")
 
 
-def _read(response: urllib3.BaseHTTPResponse, room: int | None) -> bytes:
-    """The body, at most ``room`` + 1 bytes of it."""
+def _whole(body: _Body, length: int) -> bytearray:
+    """A body of a known length: urllib3 would copy it twice. Raises IncompleteRead."""
+    data = bytearray(length)
+    view = memoryview(data)
+    got = 0
+    while got < length:
+        count = body.readinto(view[got:])
+        if not count:
+            raise http.client.IncompleteRead(b"", length - got)
+        got += count
+    return data
+
+
+def _pieces(response: urllib3.BaseHTTPResponse, room: int | None) -> bytes:
+    """A body of unknown length, at most ``room`` + 1 bytes of it."""
     pieces: list[bytes] = []
     got = 0
     while room is None or got <= room:
@@ -332,7 +357,7 @@ def _read(response: urllib3.BaseHTTPResponse, room: int | None) -> bytes:
             break
         pieces.append(piece)
         got += len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    return b"".join(pieces)
 
 
 def _length(headers: Mapping[str, str]) -> int:

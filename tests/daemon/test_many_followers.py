@@ -156,6 +156,12 @@ def place(tmp_path: Path) -> Iterator[Place]:
             by_site.close()
 
 
+def near_requests(way: Way) -> int:
+    status = way.status()
+    assert status is not None
+    return status.near_requests
+
+
 def follow(place: Place, members: list[Workstation], threads: int) -> tuple[Crowd, float]:
     """Have them follow for some seconds with a few publishes; how long it took until all of them had the last one."""
     place.direct.forget()
@@ -189,7 +195,7 @@ def test_a_thousand_followers_cost_the_store_what_one_does(place: Place, tmp_pat
         members = [Workstation(place.library, place.scribe, site) for _ in range(WORKSTATIONS)]
         many, seconds = follow(place, members, THREADS)
         asked = place.by_site.paths()
-        near = sum(member.way.status().near_requests for member in members)
+        near = sum(near_requests(member.way) for member in members)
         print(f"{WORKSTATIONS}: {many.looks} looks, {near} requests in {seconds:.1f} s: {len(place.by_site.requests)} "
               f"of the store by way of nginx, {len(place.direct.requests)} directly")  # fmt: skip
         print(*asked.items(), sep="\n")

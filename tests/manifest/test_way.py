@@ -11,7 +11,7 @@ from manifest import layout, way
 from manifest.errors import AccessDenied, DamfsError, FormatError, NotFound, Unavailable
 from manifest.identity import add_show, list_shows
 from manifest.log import Log
-from manifest.way import Way
+from manifest.way import Way, WayStatus
 from tests.manifest.logs import SHOW, FaultyLibrary, Scribe, flipped, names
 
 if TYPE_CHECKING:
@@ -93,6 +93,12 @@ class Site:
             way=self.way, **options)  # type: ignore[arg-type]  # fmt: skip
 
 
+def status_of(asked: Way) -> WayStatus:
+    status = asked.status()
+    assert status is not None
+    return status
+
+
 @pytest.fixture
 def site(file_library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.setattr(way, "OFF_S_MIN", 60.0)
@@ -108,7 +114,7 @@ def test_a_follower_asks_the_cache_for_everything_and_the_store_for_nothing(site
         assert show.follower.advance().complete
         assert names(show) == ["a", "b"]
     assert not site.central.asked
-    assert site.way.status().near_failures == 0
+    assert status_of(site.way).near_failures == 0
 
 
 @pytest.mark.parametrize("error", [Unavailable("down"), AccessDenied("not you"), FormatError("too long")])
@@ -124,7 +130,7 @@ def test_a_cache_that_fails_is_passed_by_and_left_alone(
     assert len(site.cache.asked) == 1
     assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) == 1
     assert "metadata comes from the central store" in caplog.text
-    assert site.way.status().last_error == str(error)
+    assert status_of(site.way).last_error == str(error)
 
 
 def test_a_cache_is_tried_again_after_a_while(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +169,7 @@ def test_a_changeset_that_the_cache_has_not_got_is_read_from_the_store(site: Sit
     site.cache.fault = lambda key, true: None if "/changes/" in key else true
     with site.show() as show:
         assert show.follower.advance().head == 1
-    assert site.way.status().near_failures == 0  # it answered: it is late, not broken
+    assert status_of(site.way).near_failures == 0  # it answered: it is late, not broken
 
 
 def test_what_the_cache_does_not_know_yet_comes_with_the_next_look_or_at_once_for_who_wants_it(site: Site) -> None:

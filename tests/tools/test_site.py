@@ -88,6 +88,9 @@ def test_setup_writes_a_configuration_that_nginx_takes_and_says_what_comes_next(
     assert "allow 127.0.0.1/32;" in text
     assert "deny all;" in text
     assert f"nginx -c {folder}/nginx.conf" in (folder / UNIT).read_text()
+    command = ["systemd-analyze", "verify", str(folder / UNIT)]
+    verified = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (verified.returncode, verified.stderr) == (0, "")
     assert "give --replace" in error_of(user, *words, code=5)
     told = user.json(*words, "--replace")
     assert told["files"] == [str(folder / CONFIGURATION), str(folder / UNIT)]
