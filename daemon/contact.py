@@ -132,7 +132,7 @@ class Contact:
     async def run(self) -> None:
         """Ask for ever. Cancellation abandons a request that is under way."""
         failures = 0
-        way = self._way
+        fresh = False
         while True:
             while self.shut_because is not None:
                 failures = 0
@@ -140,7 +140,7 @@ class Contact:
             self._nudged = trio.Event()
             self._asked_at = trio.current_time()
             try:
-                is_answered = await self._ask(way)
+                is_answered = await self._ask(fresh=fresh)
             except Exception as error:  # whatever it is, the library is asked again
                 log.error("a bug of damfs: the shows of the library cannot be listed", exc_info=error)
                 is_answered = False
@@ -149,13 +149,13 @@ class Contact:
             asked.set()
             with trio.move_on_after(back_off(failures) if failures else self._pace_s):
                 await self._nudged.wait()
-            way = CENTRAL if failures or self._nudged.is_set() else self._way
+            fresh = failures > 0 or self._nudged.is_set()
             await trio.sleep(RETRY_S_MIN / 5)  # nudges come in swarms
 
-    async def _ask(self, way: Way) -> bool:
+    async def _ask(self, *, fresh: bool) -> bool:
         try:
             shows = await trio.to_thread.run_sync(
-                lambda: list_shows(self._library, timeout_s=ASK_TIMEOUT_S, way=way),
+                lambda: list_shows(self._library, timeout_s=ASK_TIMEOUT_S, way=self._way, fresh=fresh),
                 limiter=self._threads,
                 abandon_on_cancel=True,
             )

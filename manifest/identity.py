@@ -117,13 +117,14 @@ def add_show(library: Library, show: str) -> None:
         raise Conflict(f"the library at {library.url} has a show {show} already") from error
 
 
-def list_shows(library: Library, *, timeout_s: float = TIMEOUT_S, way: Way = CENTRAL) -> list[str]:
+def list_shows(library: Library, *, timeout_s: float = TIMEOUT_S, way: Way = CENTRAL, fresh: bool = True) -> list[str]:
     """The names of all shows, sorted. One listing: a show is what has a folder of its name.
 
-    ``way``: a cache that is asked first; what it says may be some seconds old.
+    ``way``: a cache that is asked first, unless ``fresh``; what it says may be some seconds old.
     """
     names = []
-    folders = way.news(
+    ask = way.fresh if fresh else way.news
+    folders = ask(
         lambda near, near_s: near.folders(layout.SHOWS, timeout_s=near_s),
         lambda rest_s: library.folders(layout.SHOWS, timeout_s=rest_s),
         timeout_s,

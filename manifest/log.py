@@ -78,10 +78,9 @@ class Log:
         return max(self.listed(after, near=True, timeout_s=timeout_s), default=after)
 
     def listed(self, after: int, *, near: bool, timeout_s: float = TIMEOUT_S) -> Iterable[int]:
-        """The numbers of the entries behind ``after``, in no order; ``near``: by the nearer way, some seconds old."""
-        if not near:
-            return self._numbers(self.library, after, timeout_s)
-        return self._way.news(
+        """The numbers of the entries behind ``after``, in no order; ``near``: some seconds old, by the nearer way."""
+        ask = self._way.news if near else self._way.fresh
+        return ask(
             lambda cache, near_s: list(self._numbers(cache, after, near_s)),
             lambda rest_s: list(self._numbers(self.library, after, rest_s)),
             timeout_s,

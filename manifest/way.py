@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from manifest.errors import IntegrityError, NotFound, TransportError
+from manifest.errors import IntegrityError, NotFound, TransportError, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -85,6 +85,32 @@ class Way:
     def news(self, near: Callable[[Near, float], T], central: Callable[[float], T], timeout_s: float) -> T:
         """What may have become more: an entry, a listing."""
         return self._ask(near, central, timeout_s, may_be_absent=True)
+
+    def fresh(self, near: Callable[[Near, float], T], central: Callable[[float], T], timeout_s: float) -> T:
+        """News as of now, for who wants to know: the central store's, and the cache's only while that is not reachable.
+
+        A workstation that reaches nothing but its site cache is not offline. Raises what the central store did.
+        """
+        with self._lock:
+            self._central_requests += 1
+        if self._near is None:
+            return central(timeout_s)
+        until = time.monotonic() + timeout_s
+        try:
+            return central(timeout_s * (1 - NEAR_SHARE))
+        except Unavailable as error:
+            if time.monotonic() < self._off_until:
+                raise
+            try:
+                answer = near(self._near, max(0.1, until - time.monotonic()))
+            except NotFound:
+                self._answered()
+                raise
+            except (TransportError, IntegrityError) as failure:
+                self._failed(self._near, failure)
+                raise error from failure
+            self._answered()
+            return answer
 
     def _ask(
         self,

@@ -276,7 +276,7 @@ class SiteCache:
         try:
             told = {name.lower(): value for name, value in response.headers.items()}
             room = bytes_max if response.status == 200 else ERROR_BYTES_MAX
-            length = _length(told)
+            length = _length(told) if method != "HEAD" else 0
             body: bytes | bytearray = b""
             if room is None or length <= room:  # else it is refused before it is read
                 body = _whole(_this_thread.body, length) if length else _pieces(response, room)

@@ -74,7 +74,7 @@ class Workstation:
 
     def look(self) -> None:
         if time.monotonic() >= self.lists_at:
-            assert list_shows(self.library, timeout_s=ASK_TIMEOUT_S, way=self.way) == [SHOW]
+            assert list_shows(self.library, timeout_s=ASK_TIMEOUT_S, way=self.way, fresh=False) == [SHOW]
             self.lists_at = time.monotonic() + PACE_S
         progress = self.follower.advance(deadline=time.monotonic() + 30)
         assert progress.reachable

@@ -67,11 +67,11 @@ class Central(FaultyLibrary):
         return true
 
     def list(self, prefix: str, *, after: str | None = None, timeout_s: float = 30.0):  # type: ignore[no-untyped-def]  # noqa: ANN201
-        self.asked.append(prefix)
+        self._answer(prefix, None)
         return self.inner.list(prefix, after=after, timeout_s=timeout_s)
 
     def folders(self, prefix: str, *, timeout_s: float = 30.0) -> list[str]:  # type: ignore[valid-type]
-        self.asked.append(prefix)
+        self._answer(prefix, None)
         return self.inner.folders(prefix, timeout_s=timeout_s)
 
 
@@ -187,10 +187,33 @@ def test_what_the_cache_does_not_know_yet_comes_with_the_next_look_or_at_once_fo
 
 def test_the_shows_are_listed_by_way_of_the_cache(site: Site) -> None:
     add_show(site.central, "gemini")
-    assert list_shows(site.central, way=site.way) == [SHOW, "gemini"]
+    assert list_shows(site.central, way=site.way, fresh=False) == [SHOW, "gemini"]
     assert not site.central.asked
     site.cache.down = Unavailable("down")
-    assert list_shows(site.central, way=site.way) == [SHOW, "gemini"]
+    assert list_shows(site.central, way=site.way, fresh=False) == [SHOW, "gemini"]
+
+
+def test_who_wants_fresh_news_asks_the_store_and_the_cache_only_while_that_is_away(site: Site) -> None:
+    assert list_shows(site.central, way=site.way) == [SHOW]
+    assert not site.cache.asked
+    site.central.down = True
+    assert list_shows(site.central, way=site.way) == [SHOW]
+    assert site.cache.asked == ["shows/"]
+    site.cache.down = Unavailable("the site cache is down")
+    with pytest.raises(Unavailable, match="central"):
+        list_shows(site.central, way=site.way)
+    site.cache.asked.clear()
+    with pytest.raises(Unavailable, match="central"):
+        list_shows(site.central, way=site.way)
+    assert not site.cache.asked  # it is left alone
+
+
+def test_a_show_is_followed_while_only_the_site_cache_can_be_reached(site: Site) -> None:
+    site.scribe.publish("a")
+    site.central.down = True
+    with site.show() as show:
+        progress = show.follower.advance(thorough=True)
+        assert (progress.head, progress.complete, progress.reachable) == (1, True, True)
 
 
 def test_when_both_are_down_that_is_said(site: Site) -> None:

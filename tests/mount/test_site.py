@@ -92,16 +92,18 @@ def test_a_mount_goes_on_without_its_site_cache_and_comes_back_to_it(remote: Stu
     assert status["shows"]["apollo"]["revision"] == 1
 
 
-def test_what_the_site_cache_has_is_read_while_the_store_is_away(
-    remote: Studio, site: Nginx, direct: CountingProxy, tmp_path: Path
+def test_a_workstation_that_reaches_nothing_but_its_site_cache_is_not_offline(
+    remote: Studio, site: Nginx, direct: CountingProxy, s3_endpoint: str, tmp_path: Path
 ) -> None:
-    first = remote.mount()
-    assert (first.path / "apollo/v001/b.exr").read_bytes() == OTHER
-    remote.unmount(first)
-    remote.run("mount", remote.folder / "mnt", "--cache", tmp_path / "another-cache", "--cache-size", "1GB")
-    status = remote.json("status", remote.folder / "mnt")
-    mount = Mount(remote.folder / "mnt", int(status["pid"]), int(status["supervisor_pid"]), remote)
-    remote.mounts.append(mount)
-    remote.expected.append("offline: ")
+    mount = remote.mount()
     direct.mode = Mode.REFUSE
     assert (mount.path / "apollo/v001/b.exr").read_bytes() == OTHER
+    write_tree(tmp_path / "new", {"c.exr": DATA[:1000]})
+    remote.environment["AWS_ENDPOINT_URL_S3"] = s3_endpoint  # somebody else, elsewhere
+    remote.run("publish", tmp_path / "new/c.exr", "apollo:v002")
+    wait_until(lambda: (mount.path / "apollo/v002/c.exr").exists(), "the new version", 20)
+    assert not (mount.path / "gemini").exists()  # has the shows listed, by the store first
+    time.sleep(2)
+    status = mount.status()
+    assert not status["offline"], status["offline_reason"]
+    assert status["shows"]["apollo"]["revision"] == 2
