@@ -114,10 +114,8 @@ class Crowd:
         try:
             while not self._over.is_set():
                 with self._lock:
-                    at, number = self._due[0]
-                    is_due = time.monotonic() >= at
-                    if is_due:
-                        heapq.heappop(self._due)
+                    is_due = bool(self._due) and time.monotonic() >= self._due[0][0]
+                    number = heapq.heappop(self._due)[1] if is_due else 0
                 if not is_due:
                     time.sleep(0.005)
                     continue
