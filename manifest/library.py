@@ -264,6 +264,7 @@ class Library:
         assert prefix.endswith("/")
         if self._sign_listing is None:
             raise ConfigurationError(f"requests to {self.url} cannot be signed: that is for libraries on s3://")
+        self._store(TIMEOUT_S)  # raises while nothing is to be asked
         with self._translated(prefix, "signed"):
             return self._sign_listing(prefix, after, folders, expires_s)
 

@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from manifest.errors import IntegrityError, NotFound, TransportError, Unavailable
+from manifest.errors import IntegrityError, NotFound, Offline, TransportError, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -99,7 +99,7 @@ class Way:
         try:
             return central(timeout_s * (1 - NEAR_SHARE))
         except Unavailable as error:
-            if time.monotonic() < self._off_until:
+            if time.monotonic() < self._off_until or isinstance(error, Offline):
                 raise
             try:
                 answer = near(self._near, max(0.1, until - time.monotonic()))
@@ -129,6 +129,8 @@ class Way:
                 self._answered()
                 if may_be_absent:
                     raise
+            except Offline:
+                raise
             except (TransportError, IntegrityError) as error:
                 self._failed(cache, error)
             else:

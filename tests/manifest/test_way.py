@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from manifest import layout, way
-from manifest.errors import AccessDenied, DamfsError, FormatError, NotFound, Unavailable
+from manifest.errors import AccessDenied, DamfsError, FormatError, NotFound, Offline, Unavailable
 from manifest.identity import add_show, list_shows
 from manifest.log import Log
 from manifest.way import Way, WayStatus
@@ -214,6 +214,18 @@ def test_a_show_is_followed_while_only_the_site_cache_can_be_reached(site: Site)
     with site.show() as show:
         progress = show.follower.advance(thorough=True)
         assert (progress.head, progress.complete, progress.reachable) == (1, True, True)
+
+
+def test_a_mount_that_is_switched_offline_asks_nobody_and_blames_nobody(site: Site) -> None:
+    site.cache.down = Offline("somebody wants it so")
+    for ask in (site.way.news, site.way.object, site.way.fresh):
+        with pytest.raises(Offline):
+            ask(lambda near, s: near.get("x", timeout_s=s), _not_asked, 5)
+    assert status_of(site.way).near_failures == 0
+
+
+def _not_asked(within_s: float) -> bytes:
+    raise Offline(f"the library is not asked, in {within_s} s or ever")
 
 
 def test_when_both_are_down_that_is_said(site: Site) -> None:
