@@ -50,6 +50,7 @@ from daemon.places import Places
 from daemon.prefetch import Prefetch
 from daemon.recording import Recordings
 from daemon.serve import OwnedSocket, Server, listen_tcp, listen_unix
+from daemon.site import as_source, as_way, open_site
 from daemon.status import ShowStatus, Status
 from daemon.stop import Stopper
 from daemon.sync import Sync
@@ -131,6 +132,9 @@ async def run(
     async with trio.open_nursery() as cache_nursery:
         central = CentralSource(library)
         sources: list[Source] = [central]
+        site = await trio.to_thread.run_sync(open_site, settings, library)
+        if site is not None:
+            sources.insert(0, as_source(site))
         folders = await trio.to_thread.run_sync(configured, settings)
         try:
             cache = await CacheStore.open(
@@ -160,6 +164,7 @@ async def run(
                     nursery=nursery,
                     on_return=cache.sources.hurry,
                     on_silence=cache.sources.silent,
+                    way=as_way(site),
                 )
                 central.on_answer = sync.contact.answered
                 await sync.begin(opened.shows, offline_because=opened.offline_because)
@@ -328,6 +333,7 @@ class Daemon:
             shows=self.shows(),
             cache=self._cache.stats(),
             sources=self._cache.sources.status(),
+            site=self._sync.way.status(),
             limits=dict(self._binding.limits),
             handover=self._binding.handover,
             supervisor_pid=self._supervision.pid if self._supervision.pid == os.getppid() else None,

@@ -48,6 +48,12 @@ FOLDERS_MAX = 8
 """No more cache folders: a supervisor keeps a limited number of descriptors."""
 
 _URL = re.compile(r"(?:file:///.*|memory://.*|s3://[a-z0-9][a-z0-9.-]{1,62}(?:/\S*)?)")
+_SITE_URLS = {
+    "http": (re.compile(r"https?://[^\s/@?#]+/?"), "http://host:port or https://host:port"),
+    "s3": (re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,62}(?:/\S*)?"), "s3://bucket/prefix"),
+}
+_SITE_FOREIGN = {"http": ("endpoint", "region", "profile", "write_through"), "s3": ("ca", "cert")}
+"""The settings of a site cache that are for the other kind."""
 _LISTEN = re.compile(r"(?:\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}")
 
 
@@ -181,6 +187,37 @@ class CacheSettings(_Section):
         return self
 
 
+class SiteSettings(_Section):
+    """The cache that the machines of a site share, in front of the library's store."""
+
+    kind: Literal["http", "s3"] = "http"
+    url: str | None = None
+    ca: HostPath | None = None
+    cert: HostPath | None = None
+    key: HostPath | None = None
+    connect_timeout_s: Annotated[float, Field(ge=0.05, le=30, allow_inf_nan=False)] = 1.0
+    endpoint: Annotated[str, AfterValidator(_check_endpoint)] | None = None
+    region: str | None = None
+    profile: str | None = None
+    write_through: bool = False
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Self:
+        if self.url is not None:
+            pattern, example = _SITE_URLS[self.kind]
+            if not pattern.fullmatch(self.url):
+                raise ValueError(f"{self.url!r} is no site cache of the kind {self.kind}: expected {example}")
+        if self.key is not None and self.cert is None:
+            raise ValueError("site.key is set and site.cert is not: a key needs its certificate")
+        given = {"ca": self.ca, "cert": self.cert, "endpoint": self.endpoint, "region": self.region,
+                 "profile": self.profile, "write_through": self.write_through or None}  # fmt: skip
+        foreign = _SITE_FOREIGN[self.kind]
+        wrong = next((name for name in foreign if given[name] is not None), None)
+        if wrong is not None:
+            raise ValueError(f"site.{wrong} is not for a site cache of the kind {self.kind}")
+        return self
+
+
 class MountSettings(_Section):
     """What the kernel is told."""
 
@@ -243,6 +280,7 @@ class _Fields(BaseModel):
     library: LibrarySettings = LibrarySettings()
     key: HostPath | None = None
     cache: CacheSettings = Field(default_factory=CacheSettings)
+    site: SiteSettings = SiteSettings()
     mount: MountSettings = Field(default_factory=MountSettings)
     sync: SyncSettings = SyncSettings()
     reads: ReadSettings = ReadSettings()

@@ -19,6 +19,7 @@ import trio
 
 from manifest.errors import DamfsError, Unavailable
 from manifest.identity import list_shows
+from manifest.way import CENTRAL, Way
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -57,8 +58,11 @@ class Contact:
         on_shows: Callable[[list[str]], Awaitable[None]],
         on_return: Callable[[], None],
         on_silence: Callable[[str], None] = lambda _: None,
+        way: Way = CENTRAL,
     ) -> None:
+        """``way``: how the shows are listed as a matter of routine; who wants to know has the central store asked."""
         self._library = library
+        self._way = way
         self._pace_s = max(PACE_S, pace_s)
         self._threads = threads
         self._on_shows = on_shows
@@ -128,6 +132,7 @@ class Contact:
     async def run(self) -> None:
         """Ask for ever. Cancellation abandons a request that is under way."""
         failures = 0
+        fresh = False
         while True:
             while self.shut_because is not None:
                 failures = 0
@@ -135,7 +140,7 @@ class Contact:
             self._nudged = trio.Event()
             self._asked_at = trio.current_time()
             try:
-                is_answered = await self._ask()
+                is_answered = await self._ask(fresh=fresh)
             except Exception as error:  # whatever it is, the library is asked again
                 log.error("a bug of damfs: the shows of the library cannot be listed", exc_info=error)
                 is_answered = False
@@ -144,12 +149,13 @@ class Contact:
             asked.set()
             with trio.move_on_after(back_off(failures) if failures else self._pace_s):
                 await self._nudged.wait()
+            fresh = failures > 0 or self._nudged.is_set()
             await trio.sleep(RETRY_S_MIN / 5)  # nudges come in swarms
 
-    async def _ask(self) -> bool:
+    async def _ask(self, *, fresh: bool) -> bool:
         try:
             shows = await trio.to_thread.run_sync(
-                lambda: list_shows(self._library, timeout_s=ASK_TIMEOUT_S),
+                lambda: list_shows(self._library, timeout_s=ASK_TIMEOUT_S, way=self._way, fresh=fresh),
                 limiter=self._threads,
                 abandon_on_cancel=True,
             )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cache.metrics import CacheStats
     from cache.sources.protocol import SourceStatus
     from manifest.incoming import StallKind
+    from manifest.way import WayStatus
 
 _STALLS: dict[StallKind, type[DamfsError]] = {
     "unavailable": Unavailable,
@@ -72,6 +73,7 @@ class Status:
     shows: dict[str, ShowStatus]
     cache: CacheStats
     sources: list[SourceStatus]
+    site: WayStatus | None
     limits: dict[str, Any]
     handover: dict[str, int | float] | None
     supervisor_pid: int | None

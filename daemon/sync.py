@@ -22,6 +22,7 @@ from daemon.status import ShowStatus
 from manifest.errors import DamfsError, NotFound, Offline, Unavailable
 from manifest.log import Log
 from manifest.show import Show, read_ahead
+from manifest.way import CENTRAL, Way
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -89,12 +90,15 @@ class Sync:
         nursery: trio.Nursery,
         on_return: Callable[[], None],
         on_silence: Callable[[str], None] = lambda _: None,
+        way: Way = CENTRAL,
     ) -> None:
         """``on_return`` is called when the library answers again, before anybody can see that it does.
 
-        ``on_silence`` is given the reason each time that it does not.
+        ``on_silence`` is given the reason each time that it does not. ``way``: a cache that is asked first for what is
+        followed.
         """
         self._library = library
+        self.way = way
         self._identity = identity
         self._verifier = verifier
         self._remembered = remembered
@@ -115,6 +119,7 @@ class Sync:
             on_shows=self._shows_listed,
             on_return=self._returned,
             on_silence=on_silence,
+            way=way,
         )
 
     def serve_through(self, filesystem: Filesystem) -> None:
@@ -256,7 +261,7 @@ class Sync:
     def _open(self, show: str) -> Show:
         """Open a replica. What is kept beside it for later mounts is written again, should it be gone too."""
         read_ahead(self._remembered.library_folder(self._identity) / f"{show}.db")
-        opened = Show.open(self._library, self._identity, self._verifier, show, self._remembered.folder)
+        opened = Show.open(self._library, self._identity, self._verifier, show, self._remembered.folder, way=self.way)
         known = self._known
         self._slots.assign(known)
         self._remembered.remember_identity(self._identity)
@@ -314,4 +319,4 @@ class Sync:
             return True
         if self.contact.shut_because is not None:
             return False
-        return Log(self._library, show).newest_listed(0, timeout_s=ASK_S) <= EAGER_ENTRIES_MAX
+        return Log(self._library, show, self.way).newest_listed(0, timeout_s=ASK_S) <= EAGER_ENTRIES_MAX

@@ -116,10 +116,13 @@ class Follower:
         def read(seq: int, timeout_s: float) -> bytes | None:
             return log.read(seq, timeout_s=timeout_s)
 
+        def read_near(seq: int, timeout_s: float) -> bytes | None:
+            return log.read_near(seq, timeout_s=timeout_s)
+
         self.log = log
         self.writer = writer
         self.verifier = verifier
-        self._incoming = Incoming(log, verifier, fetch or read, refetch or read)
+        self._incoming = Incoming(log, verifier, fetch or read_near, refetch or read)
         self._lock = lock or (lambda _deadline: nullcontext())
         self._run: list[Invalid] = []
 

@@ -20,6 +20,7 @@ from manifest.errors import Conflict, FormatError, NotFound
 from manifest.library import TIMEOUT_S, Library
 from manifest.names import check_show
 from manifest.probe import probe_store
+from manifest.way import CENTRAL, Way
 
 LIBRARY_TYPE = "damfs.library/1"
 SHOW_TYPE = "damfs.show/1"
@@ -116,10 +117,19 @@ def add_show(library: Library, show: str) -> None:
         raise Conflict(f"the library at {library.url} has a show {show} already") from error
 
 
-def list_shows(library: Library, *, timeout_s: float = TIMEOUT_S) -> list[str]:
-    """The names of all shows, sorted. One listing: a show is what has a folder of its name."""
+def list_shows(library: Library, *, timeout_s: float = TIMEOUT_S, way: Way = CENTRAL, fresh: bool = True) -> list[str]:
+    """The names of all shows, sorted. One listing: a show is what has a folder of its name.
+
+    ``way``: a cache that is asked first, unless ``fresh``; what it says may be some seconds old.
+    """
     names = []
-    for name in library.folders(layout.SHOWS, timeout_s=timeout_s):
+    ask = way.fresh if fresh else way.news
+    folders = ask(
+        lambda near, near_s: near.folders(layout.SHOWS, timeout_s=near_s),
+        lambda rest_s: library.folders(layout.SHOWS, timeout_s=rest_s),
+        timeout_s,
+    )
+    for name in folders:
         try:
             names.append(check_show(name))
         except FormatError:

@@ -19,11 +19,9 @@ import heapq
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from manifest import layout
 from manifest.errors import DamfsError, FormatError, NewerFormat, NotFound, TransportError, TrustError
 
 if TYPE_CHECKING:
@@ -156,7 +154,7 @@ class Incoming:
         seq = after + 1
         singles = 0
         if thorough or time.monotonic() >= self._listing.due:
-            self._list(after, deadline)
+            self._list(after, deadline, near=not thorough)
         while True:
             if singles >= SINGLE_READS_MAX:
                 singles = 0
@@ -201,7 +199,7 @@ class Incoming:
             stored = self._fetch(seq, deadline.timeout())
         except TransportError as error:
             if self._listing.end < seq:
-                self._list(seq - 1, deadline)
+                self._list(seq - 1, deadline, near=False)
             if self._listing.end >= seq:
                 raise Stalled(seq, f"log entry {seq} is there but cannot be read: {error}", "unavailable") from error
             raise
@@ -209,8 +207,12 @@ class Incoming:
             return stored
         if self._listing.end < seq and not self._listing.behind and not self._is_behind(seq, deadline):
             return None
+        if self._listing.end >= seq:  # what the fetch came from may be late
+            stored = self._refetch(seq, deadline.timeout())
+            if stored is not None:
+                return stored
         if time.monotonic() >= self._listing.due or self._listing.end >= seq:
-            self._list(seq - 1, deadline)
+            self._list(seq - 1, deadline, near=False)
         later = self._signed_behind(seq, deadline)
         if later is None and self._listing.end < seq:
             return None
@@ -239,23 +241,21 @@ class Incoming:
         for later in self._listing.behind:
             if later <= seq:
                 continue
-            stored = self._refetch(later, deadline.timeout())
-            if stored is None:
-                continue
-            verdict = judge(self._verifier, self._log.show, later, stored)
-            if verdict.entry is not None or verdict.newer:
+            if self._is_signed(later, self._fetch, deadline) or self._is_signed(later, self._refetch, deadline):
                 return later
         # Until the next listing: there is no gap.
         self._listing = replace(self._listing, behind=())
         return None
 
-    def _list(self, after: int, deadline: Deadline) -> None:
-        found = set()
-        key = layout.log_key(self._log.show, after)
-        prefix = layout.log_prefix(self._log.show)
-        for listed, _ in self._log.library.list(prefix, after=key, timeout_s=deadline.timeout()):
-            with suppress(FormatError):  # not an entry: nobody reads it, and no number is missing for it
-                found.add(layout.seq_of(listed))
+    def _is_signed(self, seq: int, fetch: Fetch, deadline: Deadline) -> bool:
+        stored = fetch(seq, deadline.timeout())
+        if stored is None:
+            return False
+        verdict = judge(self._verifier, self._log.show, seq, stored)
+        return verdict.entry is not None or verdict.newer
+
+    def _list(self, after: int, deadline: Deadline, *, near: bool = True) -> None:
+        found = set(self._log.listed(after, near=near, timeout_s=deadline.timeout()))
         end = after
         while end + 1 in found:
             end += 1

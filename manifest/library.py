@@ -1,4 +1,4 @@
-"""The library's object store: keys to bytes. The only importer of obstore and boto3.
+"""The library's object store: keys to bytes. With ``library_s3.py`` the only importer of obstore and boto3.
 
 State: the obstore clients of one URL, one for each rung of a ladder of time-outs, made when first used. Thread-safe;
 every call blocks its thread, with the GIL released, for at most about ``timeout_s`` (2 s or more) on ``s3://``.
@@ -39,8 +39,8 @@ from obstore.exceptions import (
 )
 from obstore.store import LocalStore, MemoryStore, S3Store
 
-from manifest import layout, library_folder
-from manifest.credentials import FIRST_TIMEOUT_S, UNREACHABLE, BoundedCredentials
+from manifest import layout, library_folder, library_s3
+from manifest.credentials import UNREACHABLE
 from manifest.errors import (
     AccessDenied,
     ConfigurationError,
@@ -56,38 +56,46 @@ from manifest.store_message import StoreMessage
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from obstore.store import ObjectStore, S3Config, S3Credential
+    from obstore.store import ObjectStore
+
+    from manifest.library_s3 import ListingSigner
 
 T = TypeVar("T")
 
 TIMEOUT_S = 30.0
-CONNECT_TIMEOUT_S = 2
 _LADDER_S = (600, 120, 30, 10, 5, 2)
 _PRESENT_FOR_S = 5.0
 """How long a proof that the bucket answers also vouches for 404 answers without a body (those to HEAD)."""
 _WRITE_BYTES = 256 * 1024
 """The kernel takes page cache in pieces as large as a write: those of MiB cost five times as much (in a virtual machine
 whose free memory is the host's)."""
-_REGION = "us-east-1"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PREFIX = re.compile(r"[A-Za-z0-9._=+@-]+")
 _DENIED_CODES = frozenset(("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId"))
 _DENIED_NUMBERS = frozenset((1, 13, 30))  # EPERM, EACCES, EROFS
 _FULL_NUMBERS = frozenset((errno.ENOSPC, errno.EDQUOT))
-_CREDENTIALS_HELP = (
-    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run `aws configure` (boto3's usual chain)"
-)
 
 
 class Library:
     """One object store that holds, or is to hold, a library. See the module's rules."""
 
-    def __init__(self, url: str, where: str, root: Path | None, connect: Callable[[int], ObjectStore]) -> None:
+    def __init__(
+        self,
+        url: str,
+        where: str,
+        root: Path | None,
+        connect: Callable[[int], ObjectStore],
+        *,
+        endpoint: str | None = None,
+        sign_listing: ListingSigner | None = None,
+    ) -> None:
         """Use ``Library.open``."""
+        self.endpoint = endpoint
         self.url = url
         self._where = where
         self._root = root
         self._connect = connect
+        self._sign_listing = sign_listing
         self._one_store = not url.startswith("s3:")
         self._lock = threading.Lock()
         self._stores: dict[int, ObjectStore] = {}
@@ -96,18 +104,21 @@ class Library:
         """While it is set, nothing is asked of the store: each request raises Offline with it."""
 
     @classmethod
-    def open(cls, url: str, *, endpoint: str | None = None, region: str | None = None) -> Library:
+    def open(
+        cls, url: str, *, endpoint: str | None = None, region: str | None = None, profile: str | None = None
+    ) -> Library:
         """The library at ``file:///folder``, ``s3://bucket[/prefix]`` or ``memory://`` (a new, empty one).
 
         Nothing is asked of the store yet. The endpoint falls back to ``AWS_ENDPOINT_URL_S3`` and
-        ``AWS_ENDPOINT_URL``; the region to boto3's. Raises ConfigurationError for an unusable URL or endpoint and
-        when no credentials are found, for which boto3 may take up to 10 s.
+        ``AWS_ENDPOINT_URL``; the region to boto3's; ``profile`` is one of boto3's, for other credentials than the
+        usual ones. Raises ConfigurationError for an unusable URL or endpoint and when no credentials are found, for
+        which boto3 may take up to 10 s.
         """
         scheme, separator, rest = url.partition("://")
         if separator and scheme == "file":
             return cls._open_folder(url, rest)
         if separator and scheme == "s3":
-            return cls._open_s3(url, rest, endpoint, region)
+            return cls._open_s3(url, rest, endpoint, region, profile)
         if url == "memory://":
             memory = MemoryStore()
             return cls(url, url, None, lambda _: memory)
@@ -122,7 +133,7 @@ class Library:
         return cls(path.as_uri(), path.as_uri(), path, lambda _: LocalStore(path, automatic_cleanup=True))
 
     @classmethod
-    def _open_s3(cls, url: str, rest: str, endpoint: str | None, region: str | None) -> Library:
+    def _open_s3(cls, url: str, rest: str, endpoint: str | None, region: str | None, profile: str | None) -> Library:
         bucket, _, prefix = rest.partition("/")
         prefix = prefix.removesuffix("/")
         names = prefix.split("/") if prefix else []
@@ -131,8 +142,13 @@ class Library:
         endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         url = "/".join(["s3:/", bucket, *names])
         where = f"{url} at {endpoint}" if endpoint else url
-        connect = _s3_connector(bucket, prefix, endpoint, region)
-        return cls(url, where, None, connect)
+        if endpoint is not None:
+            library_s3.check_endpoint(endpoint)
+        credentials, usual_region = library_s3.credentials_of(profile)
+        region = region or usual_region
+        connect = library_s3.connector(bucket, prefix, endpoint, region, credentials)
+        sign_listing = library_s3.listing_signer(bucket, prefix, endpoint, region, credentials)
+        return cls(url, where, None, connect, endpoint=endpoint, sign_listing=sign_listing)
 
     def get(self, key: str, *, timeout_s: float = TIMEOUT_S, bytes_max: int | None = None) -> bytes:
         """The bytes of an object. Raises FormatError when there are more than ``bytes_max``, before reading them."""
@@ -223,6 +239,34 @@ class Library:
                 return {path.name for path in self._root.iterdir()}
             page = next(iter(obstore.list(self._store(timeout_s), chunk_size=1000)), [])
             return {meta["path"].partition("/")[0] for meta in page}
+
+    def sign(self, key: str, *, expires_s: int) -> str:
+        """Path and query of a GET of the object that the store answers without credentials, for so many seconds.
+
+        For the host of the endpoint, which the signature covers. May wait RENEWAL_TIMEOUT_S for credentials. Raises
+        AccessDenied and Unavailable when there are none, ConfigurationError for a library that is not on S3.
+        """
+        return library_s3.target(self.sign_url(key, expires_s=expires_s))
+
+    def sign_url(self, key: str, *, expires_s: int) -> str:
+        """The same as a whole URL: with the scheme and the host that the store is asked by."""
+        store = self._store(TIMEOUT_S)
+        if not isinstance(store, S3Store):
+            raise ConfigurationError(f"requests to {self.url} cannot be signed: that is for libraries on s3://")
+        with self._translated(key, "signed"):
+            return obstore.sign(store, "GET", key, timedelta(seconds=expires_s))
+
+    def sign_listing(self, prefix: str, *, after: str | None, folders: bool, expires_s: int) -> str:
+        """The same for a listing (ListObjectsV2): a page of the keys below ``prefix`` that sort behind ``after``.
+
+        With ``folders`` those directly below it alone, and the "folders" there. Keys come with the library's prefix.
+        """
+        assert prefix.endswith("/")
+        if self._sign_listing is None:
+            raise ConfigurationError(f"requests to {self.url} cannot be signed: that is for libraries on s3://")
+        self._store(TIMEOUT_S)  # raises while nothing is to be asked
+        with self._translated(prefix, "signed"):
+            return self._sign_listing(prefix, after, folders, expires_s)
 
     def sync(self) -> None:
         """Make what was put durable: on ``file://`` the whole file system is written back; a store has done it."""
@@ -325,7 +369,7 @@ class Library:
             reason = said.text.splitlines()[0].rpartition("credential provider: ")[2]
             if UNREACHABLE in reason:
                 return Unavailable(prefix + reason.partition(": ")[2])
-            return AccessDenied(f"{prefix}no valid credentials ({reason}); {_CREDENTIALS_HELP}")
+            return AccessDenied(f"{prefix}no valid credentials ({reason}); {library_s3.CREDENTIALS_HELP}")
         if isinstance(error, (PermissionDeniedError, UnauthenticatedError)) or said.code in _DENIED_CODES:
             return AccessDenied(
                 f"{prefix}access denied ({said.code or said.reason}); check the credentials and what they allow"
@@ -363,49 +407,3 @@ def _pieces(data: bytes | bytearray | memoryview) -> Iterator[memoryview]:
 
 class _Exists(Exception):
     """A conditional put met an object, or says so."""
-
-
-def _s3_connector(bucket: str, prefix: str, endpoint: str | None, region: str | None) -> Callable[[int], ObjectStore]:
-    """What makes the client of one rung. Raises ConfigurationError for a bad endpoint or without credentials."""
-    if endpoint is not None:
-        parts = urllib.parse.urlsplit(endpoint)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-            raise ConfigurationError(f"{endpoint!r} is no endpoint: expected http://host:port or https://host")
-    credentials, usual_region = _credentials()
-    region = region or usual_region
-    allow_http = endpoint is not None and endpoint.startswith("http://")
-    config: S3Config = {"region": region, "conditional_put": "etag"}
-    if endpoint is not None:
-        # This key alone: obstore lets the variable AWS_ENDPOINT_URL_S3 go before the key `endpoint`.
-        config["aws_endpoint_url_s3"] = endpoint
-
-    def connect(timeout_s: int) -> ObjectStore:
-        return S3Store(
-            bucket,
-            prefix=prefix or None,
-            config=config,
-            client_options={
-                "allow_http": allow_http,
-                "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
-                "timeout": timedelta(seconds=timeout_s),
-            },
-            retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=1)},
-            credential_provider=credentials,
-        )
-
-    return connect
-
-
-def _credentials() -> tuple[BoundedCredentials[S3Credential], str]:
-    """boto3's usual chain, and the region that it is set to."""
-    # boto3 takes a third of a second to import: only those who need it pay.
-    from botocore import exceptions  # noqa: PLC0415
-    from obstore.auth.boto3 import Boto3CredentialProvider  # noqa: PLC0415
-
-    try:
-        provider = BoundedCredentials(Boto3CredentialProvider, timeout_s=FIRST_TIMEOUT_S)()
-    except (exceptions.BotoCoreError, ValueError, TimeoutError) as error:
-        reason = "none were found" if isinstance(error, ValueError) else " ".join(str(error).split())
-        raise ConfigurationError(f"no S3 credentials: {reason}; {_CREDENTIALS_HELP}") from error
-    passing = (exceptions.HTTPClientError, exceptions.ConnectionError, exceptions.MetadataRetrievalError)
-    return BoundedCredentials(provider, passing), provider.config.get("region") or _REGION

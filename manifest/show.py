@@ -34,6 +34,7 @@ from manifest.follow import Follower
 from manifest.log import Log
 from manifest.names import check_show
 from manifest.replica import Replica
+from manifest.way import CENTRAL, Way
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,14 +132,16 @@ class Show:
         folder: Path,
         *,
         fetch: Fetch | None = None,
+        way: Way = CENTRAL,
         deadline: float | None = None,
     ) -> Show:
         """The replica of ``show`` below ``folder``, made when it is missing, and its log. No network.
 
-        ``fetch`` reads entries by way of a cache; see Follower. ``deadline``: s of time.monotonic, for the lock.
+        ``way``: a cache that is asked first; ``fetch`` reads entries in its place, see Follower. ``deadline``: s of
+        time.monotonic, for the lock.
         Raises FormatError for no show name, Busy, ConfigurationError when the replica cannot be made or is newer.
         """
-        log = Log(library, check_show(show))
+        log = Log(library, check_show(show), way)
         home = folder / identity.id
         try:
             home.mkdir(parents=True, exist_ok=True, mode=0o700)

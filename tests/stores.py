@@ -64,6 +64,19 @@ class Server:
             return bucket
 
 
+def private_bucket(server: Server) -> str:
+    """Make a bucket with a fresh name in a server that wants every request signed."""
+    import boto3
+
+    bucket = f"dam-{uuid.uuid4().hex[:12]}"
+    client = boto3.client(
+        "s3", endpoint_url=server.endpoint, region_name="us-east-1", aws_access_key_id=KEY_ID,
+        aws_secret_access_key=SECRET)  # fmt: skip
+    client.create_bucket(Bucket=bucket)
+    client.close()
+    return bucket
+
+
 @contextmanager
 def moto_server(environment: Mapping[str, str] | None = None) -> Iterator[Server]:
     """moto's S3 server, which keeps everything in memory. ``environment`` is added to its own."""

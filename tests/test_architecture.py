@@ -15,11 +15,12 @@ CACHE_MAY_SEE = {"errors", "digest", "recipe", "library", "layout"}
 """Of manifest, cache/ sees only these modules: its callers hand it opaque keys."""
 
 ONLY_IMPORTER = {
-    "obstore": {"manifest/library.py"},
-    "boto3": {"manifest/library.py"},
-    "botocore": {"manifest/library.py"},
+    "obstore": {"manifest/library.py", "manifest/library_s3.py"},
+    "boto3": {"manifest/library_s3.py"},
+    "botocore": {"manifest/library_s3.py"},
     "pyfuse3": {"vfs/pyfuse3_binding.py"},
     "diskcache": {"cache/small.py"},
+    "urllib3": {"cache/sources/site.py"},
     "securesystemslib": {"manifest/trust.py"},
 }
 

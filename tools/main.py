@@ -32,6 +32,7 @@ from tools import (
     prefetch,
     reload,
     scrub,
+    site,
     trace,
     verify,
 )
@@ -121,6 +122,7 @@ cache.cache_app.command("scrub")(scrub.scrub)
 cache.cache_app.command("verify")(scrub.verify)
 cache.cache_app.command("advise")(advise.advise)
 app.add_typer(cache.cache_app, name="cache")
+app.add_typer(site.site_app, name="site")
 app.command("ls")(browse.ls)
 app.command("log")(browse.log)
 app.command("diff")(browse.diff)

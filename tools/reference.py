@@ -66,6 +66,8 @@ JSON: dict[str, str] = {
     "key show": "as `key new`",
     "config show": '`{"file","settings":{name:{"value","origin"}}}`',
     "config check": '`{"ok","checks":[{"check","ok","message"}]}`',
+    "site setup": '`{"folder","files":[path]}`',
+    "site check": '`{"url","ok","checks":[{"check","ok","message"}]}`; `ok` of a check is null when it cannot be told',
     "mount": '`{"mountpoint","pid","supervisor_pid","binding","binding_reason","offline","log"}`',
     "umount": '`{"mountpoint","pid"}`',
     "reload": '`{"mountpoint","pid","version","pause_s"}`; `pause_s` is how long nobody answered',

@@ -239,3 +239,35 @@ def test_the_example_configuration_is_accepted(tmp_path: Path) -> None:
     assert load(file=example).mount.allow_other
     block = DOCUMENT.read_text().split("```toml\n")[1].split("```")[0]
     assert load(file=write(tmp_path / "c.toml", block)).reads.profile == "farm"
+
+
+def test_a_site_cache_is_set_with_what_fits_its_kind(tmp_path: Path) -> None:
+    text = '[site]\nurl = "https://site:8443"\ncert = "/etc/damfs/me.pem"\nkey = "/etc/damfs/me.key"\n'
+    settings = load(file=write(tmp_path / "c.toml", text))
+    assert (settings.site.kind, settings.site.url, settings.site.key) == (
+        "http",
+        "https://site:8443",
+        Path("/etc/damfs/me.key"),
+    )
+    assert Settings.from_json(settings.to_json()).site == settings.site
+    text = '[site]\nkind = "s3"\nurl = "s3://near/dam"\nendpoint = "http://near:9000"\nwrite_through = true\n'
+    settings = load(file=write(tmp_path / "c.toml", text))
+    assert (settings.site.kind, settings.site.write_through) == ("s3", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('url = "site:8080"', "is no site cache of the kind http"),
+        ('url = "http://site/dam"', "is no site cache of the kind http"),
+        ('url = "s3://near/dam"', "is no site cache of the kind http"),
+        ('kind = "s3"\nurl = "http://site"', "is no site cache of the kind s3"),
+        ('kind = "varnish"', "expected http or s3"),
+        ('url = "https://site"\nkey = "/k.pem"', "a key needs its certificate"),
+        ('url = "https://site"\nwrite_through = true', "site.write_through is not for a site cache of the kind http"),
+        ('kind = "s3"\nurl = "s3://near"\nca = "/ca.pem"', "site.ca is not for a site cache of the kind s3"),
+    ],
+)
+def test_what_does_not_fit_the_site_cache_is_an_error(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(reason)):
+        load(file=write(tmp_path / "c.toml", f"[site]\n{text}\n"))

@@ -26,7 +26,7 @@ MOUNTPOINT = Path("/mnt/stand-in")
 CACHE = CacheStats("/c", 1, 2, 3, 4, 5, 6, 7, 8, 9)
 STATUS = Status(
     os.getpid(), "1", str(MOUNTPOINT), "pyfuse3", "", "file:///x", "0" * 32, None, None, "/trust.json", False,
-    None, None, 1.0, {}, CACHE, [], {}, None, 1, 0, None,
+    None, None, 1.0, {}, CACHE, [], None, {}, None, 1, 0, None,
 )  # fmt: skip
 
 

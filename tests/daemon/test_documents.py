@@ -15,6 +15,7 @@ from cache.explain import Explained
 from cache.metrics import CacheStats, FolderStats
 from cache.sources.protocol import SourceStatus
 from daemon import status
+from manifest.way import WayStatus
 
 ROOT = Path(__file__).parent.parent.parent
 _METRIC = re.compile(r"damfs_[a-z_]*[a-z]")
@@ -43,6 +44,7 @@ def test_every_field_of_the_status_is_documented() -> None:
     assert documented["The cache"] == fields(CacheStats)
     assert documented["A cache folder"] == fields(FolderStats)
     assert documented["A show in the cache"] == fields(ShowStats)
+    assert documented["Metadata by way of the site cache"] == fields(WayStatus)
     assert documented["A source"] == fields(SourceStatus)
 
 

@@ -81,6 +81,8 @@ def test_the_commands_of_the_specification_are_there() -> None:
         ("key", "show"),
         ("config", "show"),
         ("config", "check"),
+        ("site", "setup"),
+        ("site", "check"),
         *(("cache", name) for name in ["stats", "ls", "resize", "set", "evict", "scrub", "verify", "advise"]),
     }
     assert {words for words, _ in commands()} == {(name,) for name in wanted.split()} | families

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from manifest.entry import AUTHOR_CHARACTERS_MAX
-from manifest.errors import UsageError
+from manifest.errors import DamfsError, UsageError
 from tools.complete import complete_address, complete_source
 from tools.context import Context
 from tools.options import command
@@ -21,6 +21,7 @@ from tools.replicas import open_view
 from tools.trace import read_trace
 
 if TYPE_CHECKING:
+    from tools.publish.mirror import Mirror
     from tools.publish.publish import Outcome, Target
 
 _SHOWN_PATHS = 20
@@ -163,7 +164,24 @@ def _target(context: Context, show: str) -> "Target":
     key = context.key  # first: without one nothing needs to be asked of the library
     open_view(context, show, None, bytes_needed=True).reader.close()
     context.library.adopt_modes()
-    return Target(context.library, context.identity.id, context.show(show), key, _author(), context.state_folder)
+    return Target(
+        context.library, context.identity.id, context.show(show), key, _author(), context.state_folder, _mirror(context)
+    )
+
+
+def _mirror(context: Context) -> "Mirror | None":
+    """The site's appliance, where publishes are written through to it. That it cannot be had is no error."""
+    site = context.settings.site
+    if not site.write_through or site.url is None:
+        return None
+    from daemon.site import open_appliance  # noqa: PLC0415
+    from tools.publish.mirror import Mirror  # noqa: PLC0415
+
+    try:
+        return Mirror(open_appliance(site, context.library), context.output.warn)
+    except DamfsError as error:
+        context.output.warn(f"the site's appliance is not written: {error}")
+        return None
 
 
 def _author() -> str:

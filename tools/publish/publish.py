@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from manifest.show import Show
     from manifest.trust import SigningKey
     from tools.output import Output
+    from tools.publish.mirror import Mirror
     from tools.publish.plan import Plan
     from tools.publish.walk import Item
 
@@ -60,7 +61,7 @@ TAG_ATTEMPTS = 16
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to publish, and as whom. ``state_folder`` is where the journals are."""
+    """Where to publish, and as whom. ``state_folder`` is where the journals are; ``mirror`` gets copies."""
 
     library: Library
     library_id: str
@@ -68,6 +69,7 @@ class Target:
     key: SigningKey
     author: str
     state_folder: Path
+    mirror: Mirror | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,7 @@ class _Run:
         finished |= read(None, _missing(plan.frozen_files(), finished), self.output, "comparing")
         compare_frozen(plan, finished)
         check_ops(self.target.show, provisional_ops(plan), journal.publish_id)
-        uploader = Uploader(self.target.library, plan.show, known_chunks(plan))
+        uploader = Uploader(self.target.library, plan.show, known_chunks(plan), mirror=self.target.mirror)
         self._upload(uploader, plan, finished)
         outcome.uploads = uploader.counts
         self._commit(items, plan, finished)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from manifest.digest import Digest
     from manifest.library import Library
+    from tools.publish.mirror import Mirror
 
 REQUEST_TIMEOUT_S = 120.0
 RETRY_DEADLINE_S = 300.0
@@ -47,14 +48,24 @@ class Uploader:
     """Puts objects of one show. Thread-safe."""
 
     def __init__(
-        self, library: Library, show: str, known: set[bytes] | None = None, *, deadline_s: float = RETRY_DEADLINE_S
+        self,
+        library: Library,
+        show: str,
+        known: set[bytes] | None = None,
+        *,
+        deadline_s: float = RETRY_DEADLINE_S,
+        mirror: Mirror | None = None,
     ) -> None:
-        """``known`` are digests of chunks that the show's published recipes name; it is added to."""
+        """``known`` are digests of chunks that the show's published recipes name; it is added to.
+
+        ``mirror`` is given everything that the library has then.
+        """
         self.counts = UploadCounts()
         self._library = library
         self._show = show
         self._present = set() if known is None else known
         self._deadline_s = deadline_s
+        self._mirror = mirror
         self._underway: dict[bytes, threading.Event] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -104,7 +115,10 @@ class Uploader:
             self._library.put(key, data, timeout_s=REQUEST_TIMEOUT_S)
             return True
 
-        return self._retried(attempt, failed)
+        sent = self._retried(attempt, failed)
+        if self._mirror is not None:
+            self._mirror.put(key, data, failed=failed)
+        return sent
 
     def _retried(self, attempt: Callable[[], T], failed: Callable[[], None]) -> T:
         deadline = time.monotonic() + self._deadline_s
