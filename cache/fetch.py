@@ -28,11 +28,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from cache.bandwidth import Bandwidth
 from cache.queue import Priority, Queue
 from cache.sources import stack
 from cache.sources.gate import Gate
 from cache.sources.policy import ASKED_ONCE, Policy
 from cache.sources.protocol import Accountable, ObjectRef, Source, SourceStatus
+from cache.window import Window
 from manifest.digest import Digest
 from manifest.errors import DamfsError, DigestMismatch, FormatError, KnownDown, Offline, Unavailable
 
@@ -221,6 +223,7 @@ class Fetcher:
         ring_bytes_max: int = RING_BYTES_MAX,
         flights_max: int = FLIGHTS_MAX,
     ) -> None:
+        self._metrics = metrics
         verify_limiter = trio.CapacityLimiter(VERIFY_THREADS)
         self._nursery = nursery
         self.sources = stack.chain(
@@ -228,14 +231,17 @@ class Fetcher:
             policy,
             verified=lambda source: Verified(source, counters, verify_limiter),
             numbers=counters.sources,
-            observe=lambda name, seconds: metrics.latency_s.labels(name).observe(seconds),
+            observe=self._observe,
         )
         nursery.start_soon(self.sources.run, name="sources")
         self._nearby = nearby
         self._nearby_from = -math.inf
         self._gate = Gate()
         self._counters = counters
-        self.queue = Queue(inflight_bytes_max)
+        self.queue = Queue(
+            inflight_bytes_max, Bandwidth(policy.download_rate), Window(policy.requests_max, policy.prompt_s)
+        )
+        nursery.start_soon(self.queue.run, name="bandwidth")
         self._ring = Ring(ring_bytes_max)
         self._flights_max = flights_max
         self._flights: dict[Key, Flight] = {}
@@ -352,11 +358,16 @@ class Fetcher:
             flight.found = await self._ask_nearby(flight.ref)
             if flight.found is not None:
                 flight.data, times.source = flight.found.data, "cache"
+                self.queue.took(flight.turn, 0)
             else:
                 times.enter("source")
                 with self._gate.passing(flight.ref, flight.ref.hint):
-                    flight.data = await self.sources.fetch(flight.ref, flight.deadline)
+                    flight.data = await self.sources.fetch(
+                        flight.ref, flight.deadline, lambda is_parked: self.queue.park(flight.turn, is_parked=is_parked)
+                    )
+                self.queue.took(flight.turn, len(flight.data))
             flight.landed.set()
+            self.queue.park(flight.turn, is_parked=True)  # the disk has it now, and the line has room for others
             times.size_bytes = len(flight.data)
             times.enter("store")
             await self._keep(key, flight)
@@ -389,7 +400,9 @@ class Fetcher:
         with trio.CancelScope(deadline=flight.deadline):
             await flight.turn.begun.wait()
             return
-        raise Unavailable(f"{flight.ref}: its turn did not come within the deadline: the sources are slow")
+        raise Unavailable(
+            f"{flight.ref}: its turn did not come within the deadline: the sources, or network.download, are slow"
+        )
 
     async def _ask_nearby(self, ref: ObjectRef) -> Found | None:
         """What the cache has of it already, if that is soon known."""
@@ -417,6 +430,11 @@ class Fetcher:
                 sink.drop()
             if not kept:
                 self._ring.put(key, flight.data)
+
+    def _observe(self, name: str, length: int | None, seconds: float, *, is_good: bool) -> None:
+        """A request to a source has ended."""
+        self._metrics.latency_s.labels(name).observe(seconds)
+        self.queue.answered(length, seconds, is_good=is_good)
 
     def _failed(self, key: Key) -> tuple[DamfsError, float] | None:
         found = self._negative.get(key)

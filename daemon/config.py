@@ -26,7 +26,7 @@ from cache.sources.breaker import BreakerLimits
 from cache.sources.policy import Policy
 from daemon import paths
 from daemon.config_errors import explain
-from daemon.limits import parse_bandwidth, parse_inodes, parse_reserve
+from daemon.limits import parse_bandwidth, parse_inodes, parse_rate, parse_reserve
 from daemon.sizes import Size, parse_size
 from manifest.errors import ConfigurationError
 
@@ -87,6 +87,10 @@ def _check_inodes(value: str) -> str:
     return _checked(parse_inodes, value)
 
 
+def _check_rate(value: str) -> str:
+    return _checked(parse_rate, value)
+
+
 def _check_bandwidth(value: str) -> str:
     return _checked(parse_bandwidth, value)
 
@@ -145,6 +149,7 @@ FolderTexts = Annotated[tuple[str, ...], BeforeValidator(_check_folders)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 WaterMark = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 BytesText = Annotated[str, BeforeValidator(str), AfterValidator(_check_size), AfterValidator(_check_bytes)]
+RateText = Annotated[str, BeforeValidator(str), AfterValidator(_check_rate)]
 SizeText = Annotated[str, BeforeValidator(str), AfterValidator(_check_size)]
 
 
@@ -253,6 +258,15 @@ class SourceSettings(_Section):
     retry_share: Share = 0.1
     retry_rate: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 2.0
     hedge_share: Share = 0.05
+    requests_max: Annotated[int, Field(ge=1, le=64)] = 16
+    prompt_s: Annotated[float, Field(ge=0.05, le=600, allow_inf_nan=False)] = 1.0
+
+
+class NetworkSettings(_Section):
+    """How much may go over the network."""
+
+    download: RateText = "off"
+    upload: RateText = "off"
 
 
 class MetricsSettings(_Section):
@@ -285,6 +299,7 @@ class _Fields(BaseModel):
     sync: SyncSettings = SyncSettings()
     reads: ReadSettings = ReadSettings()
     sources: SourceSettings = SourceSettings()
+    network: NetworkSettings = NetworkSettings()
     metrics: MetricsSettings = MetricsSettings()
     control: ControlSettings = ControlSettings()
     daemon: DaemonSettings = DaemonSettings()
@@ -329,8 +344,16 @@ class Settings(_Fields):
             hedges_max=10.0 if sources.hedge_share else 0.0,
             relief_share=sources.relief_share,
             relief_bytes_max=burst_bytes if sources.relief_share else 0,
+            prompt_s=sources.prompt_s,
+            requests_max=sources.requests_max,
+            download_rate=parse_rate(self.network.download),
             slow_s=sources.slow_s,
         )
+
+    @property
+    def upload_rate(self) -> int | None:
+        """What a publish may send in a second, in bytes; None: no limit."""
+        return parse_rate(self.network.upload)
 
     def require_url(self) -> str:
         """The library's URL. Raises ConfigurationError when none is set."""

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from daemon.config import Settings
     from daemon.sizes import Size
 
+RATE_MIN = 10_000
+"""With less than this a second not even a small chunk comes before its deadline."""
+
 NAMES = ("size", "free_reserve", "free_inodes", "high_water", "low_water")
 """What can be set of a cache."""
 SHOW_NAMES = ("quota", "priority")
@@ -60,6 +63,19 @@ def parse_bandwidth(text: str) -> int:
     if size.bytes is None:
         raise ConfigurationError(f"{text!r} is no bandwidth: write for example 20MB, for so much a second, or 0")
     return size.bytes
+
+
+def parse_rate(text: str) -> int | None:
+    """Read what may go over the network in a second, in bytes; None: ``off``, no limit. Raises ConfigurationError."""
+    if text.strip() == "off":
+        return None
+    rate = parse_size(text).bytes
+    if rate is None or rate < RATE_MIN:
+        raise ConfigurationError(
+            f"{text!r} is no bandwidth: write for example 100MB, for so many bytes a second (at least {RATE_MIN:,}), "
+            "or off"
+        )
+    return rate
 
 
 def scrub_pace(settings: Settings) -> Pace:

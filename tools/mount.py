@@ -353,7 +353,12 @@ def _print_status(context: Context, one: Mapping[str, Any]) -> None:
         line(f"  show     {name}: {revision}{fault}")
     for source in one["sources"]:
         fault = f", last error: {source['last_error']}" if source["last_error"] else ""
+        if source["breaker"] != "closed":
+            fault = f", NOT ASKED: {source['down_because']}"
         fetched = f"{human_bytes(source['fetched_bytes'])} in {plural(source['fetches'], 'fetch')}"
+        if source["latency_p95_s"] is not None:
+            usual, late = source["latency_p50_s"] * 1000, source["latency_p95_s"] * 1000
+            fetched += f", half of them within {usual:,.0f} ms, 95% within {late:,.0f} ms"
         line(f"  source   {source['name']}: {fetched}{fault}")
 
 

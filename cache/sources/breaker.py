@@ -142,6 +142,14 @@ class Breaker:
             self._pause_s = min(2 * self._pause_s, self._limits.pause_s_max)
             self.trip(f"more than one answer in ten is wrong, the last one: {reason}")
 
+    def suspect(self, reason: str) -> None:
+        """Somebody else had no answer from it: a probe decides while requests are under way, else that is enough."""
+        if self._under_way and self.reason is None and self._probe is not None:
+            self._is_doubted = True
+            self._event.set()
+        else:
+            self.trip(reason)
+
     def trip(self, reason: str, since: float | None = None) -> None:
         """It is known not to answer, ``since`` this moment on trio's clock (None: since its first failure, or now)."""
         if since is not None:

@@ -30,7 +30,7 @@ from cache.sources.race import race
 from manifest.errors import DamfsError, DigestMismatch, KnownDown, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cache.sources.policy import Policy
     from cache.sources.protocol import ObjectRef, SourceStatus
@@ -81,8 +81,13 @@ class Chain:
                 stack.breaker.hurry()
         self._change()
 
-    async def fetch(self, ref: ObjectRef, deadline: float) -> memoryview | bytes:
-        """See ``Source.fetch``. Raises KnownDown at once when none may be asked, and that is not new."""
+    async def fetch(
+        self, ref: ObjectRef, deadline: float, park: Callable[[bool], None] = lambda _: None
+    ) -> memoryview | bytes:
+        """See ``Source.fetch``. Raises KnownDown at once when none may be asked, and that is not new.
+
+        ``park`` is called with True when it begins to wait for a source to come back, and with False when it is asked.
+        """
         pause_s = AGAIN_S
         while True:
             self._require_leave(ref)
@@ -92,8 +97,10 @@ class Chain:
                 reason = self.available() or str(error)
             is_all = self.available() is not None  # else another one did not have it, or failed: it is asked again
             until = min(deadline, self._gone_since() + self._policy.outage_s)
+            park(True)
             with trio.move_on_at(until if is_all else min(until, trio.current_time() + pause_s)):
                 await self._changed.wait()
+            park(False)
             pause_s = min(2 * pause_s, AGAIN_S_MAX)
             if trio.current_time() < until:
                 continue
@@ -111,7 +118,10 @@ class Chain:
 
     def silent(self, reason: str, *, known_before: bool = False) -> None:
         """The library's own store does not answer; ``known_before``: nor did it when all this began."""
-        self._last.breaker.trip(reason, -1e9 if known_before else None)
+        if known_before:
+            self._last.breaker.trip(reason, -1e9)
+        else:
+            self._last.breaker.suspect(reason)
 
     def status(self) -> list[SourceStatus]:
         """Of each source; see docs/STATUS.md."""
@@ -202,7 +212,7 @@ class Chain:
 
     async def _glance(self, deadline: float) -> None:
         """Have a look whether any source is back."""
-        within_s = min(GLANCE_S, deadline - trio.current_time())
+        within_s = max(0.0, min(GLANCE_S, deadline - trio.current_time()))
         async with trio.open_nursery() as nursery:
             for stack in self._stacks:
                 nursery.start_soon(stack.breaker.glance, within_s)

@@ -5,8 +5,9 @@ State: none of its own; the latencies and the budget are its stack's.
 Rules:
 - The second request begins at the source's own p95 for such a size, if the budget has a token: a few percent more
   requests at most, however slow everything is.
-- One that is still out after its part of the time (PART) has the second request without a token, if it is an outlier:
-  a slow drip, or a connection that died silently, does not cost the whole deadline.
+- One that is still out after its part of the time (PART) has the second request without a token, if a later one was
+  answered meanwhile, or it is alone: a slow drip, or a connection that died silently, does not cost the whole deadline.
+  (On a thin line, where all are slow, a second request would make it worse.)
 
 Source: J. Dean, L. A. Barroso, "The Tail at Scale", CACM 56(2), 2013.
 """
@@ -58,11 +59,12 @@ class Hedged:
                 if self._budget.take(1):
                     self._numbers.hedges_sent += 1
                     return True
-            with trio.move_on_at(begun + max(late_s, usual_s or 0.0)):
+            with trio.move_on_at(begun + late_s):
                 await failed.wait()
                 return False
-            self._numbers.hedges_sent += 1
-            return True
+            is_outlier = self._numbers.newest > begun or self._numbers.in_flight == 1
+            self._numbers.hedges_sent += is_outlier
+            return is_outlier
 
         async def ask() -> memoryview | bytes:
             return await self._source.fetch(ref, deadline)

@@ -6,9 +6,10 @@ are counted here; the wrappers around add to the same numbers what they did.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -16,8 +17,6 @@ from cache.sources.latency import Latencies
 from manifest.errors import DamfsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from cache.sources.protocol import ObjectRef, Source, SourceStatus
 
 
@@ -29,6 +28,8 @@ class Numbers:
     errors: Counter[str] = field(default_factory=Counter)
     """By the name of the DamfsError."""
     in_flight: int = 0
+    newest: float = -math.inf
+    """When the request was begun that was begun last of those with a good answer, on trio's clock."""
     breaker: str = "closed"
     opened: int = 0
     """How often the breaker opened."""
@@ -44,10 +45,17 @@ class Numbers:
     latencies: Latencies = field(default_factory=Latencies)
 
 
-class Measured:
-    """Passes requests on and counts them. ``observe`` is given the seconds that each took, good or bad."""
+class Observe(Protocol):
+    """Is told of each request to a source, when it has ended or was given up."""
 
-    def __init__(self, source: Source, numbers: Numbers, observe: Callable[[float], object]) -> None:
+    def __call__(self, name: str, length: int | None, seconds: float, *, is_good: bool) -> None:
+        """To the source ``name``, for so many bytes (None: unknown), after so many seconds."""
+
+
+class Measured:
+    """Passes requests on and counts them."""
+
+    def __init__(self, source: Source, numbers: Numbers, observe: Observe) -> None:
         self._source = source
         self._numbers = numbers
         self._observe = observe
@@ -61,6 +69,7 @@ class Measured:
         numbers, begun = self._numbers, trio.current_time()
         numbers.requests += 1
         numbers.in_flight += 1
+        is_good = False
         try:
             data = await self._source.fetch(ref, deadline)
         except DamfsError as error:
@@ -69,9 +78,12 @@ class Measured:
         except trio.Cancelled:
             numbers.latencies.add(ref.length, trio.current_time() - begun)
             raise
+        else:
+            is_good = True
         finally:
             numbers.in_flight -= 1
-            self._observe(trio.current_time() - begun)
+            self._observe(self.name, ref.length, trio.current_time() - begun, is_good=is_good)
+        numbers.newest = max(numbers.newest, begun)
         numbers.latencies.add(ref.length, trio.current_time() - begun)
         return data
 

@@ -27,11 +27,18 @@ class Policy:
     hedges_max: float = 10.0
     relief_share: float = 0.05
     relief_bytes_max: int = 64 * MIB
+    download_rate: int | None = None
+    """Bytes a second over all sources and priorities; None: no limit."""
+    prompt_s: float = 1.0
+    """With answers that take no longer there are up to ``requests_max`` requests under way; see ``cache/window.py``."""
+    requests_max: int = 16
     slow_s: float = 2.0
     """After this, or after its own p95, a source that has not answered is slow for the fetch."""
 
 
 ASKED_ONCE = Policy(
+    prompt_s=math.inf,
+    requests_max=10**6,
     breaker=BreakerLimits(failures_max=10**9, silence_s=math.inf),
     retries_max=0.0,
     hedges_max=0.0,

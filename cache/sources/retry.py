@@ -128,10 +128,10 @@ class Retrying:
                 self._numbers.retries_delayed += 1
             is_delayed = True
             wait_s = self._budget.wait_s(1)
-            pause_s = wait_s + self._uniform(0, wait_s)  # the token is for one of many who wait
-            if trio.current_time() + wait_s >= deadline:
+            left_s = deadline - trio.current_time()
+            if left_s <= 0:
                 return False
-            pause_s = min(pause_s, deadline - trio.current_time())
+            pause_s = min(wait_s + self._uniform(0, wait_s), left_s)  # the token is for one of many who wait
         return True
 
     async def _sleep(self, ref: ObjectRef, pause_s: float) -> bool:

@@ -7,6 +7,7 @@ source, which there is no way around, is also asked again until the deadline. St
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cache.sources.allowance import Allowance
@@ -18,8 +19,9 @@ from cache.sources.protocol import Impatient
 from cache.sources.retry import Retrying
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from cache.sources.measured import Observe
     from cache.sources.policy import Policy
     from cache.sources.protocol import ObjectRef, Source, SourceStatus
 
@@ -27,8 +29,18 @@ if TYPE_CHECKING:
 class Stack:
     """One source with everything around it."""
 
-    def __init__(self, outer: Source, raw: Source, breaker: Breaker, numbers: Numbers, relief: Allowance) -> None:
+    def __init__(
+        self,
+        outer: Source,
+        raw: Source,
+        breaker: Breaker,
+        numbers: Numbers,
+        relief: Allowance,
+        limits: Mapping[str, float],
+    ) -> None:
+        """``limits`` are for people: what is in force for this source."""
         self._outer = outer
+        self._limits = limits
         self._impatient = [one for one in (outer, raw, breaker) if isinstance(one, Impatient)]
         self.breaker = breaker
         self.numbers = numbers
@@ -49,7 +61,7 @@ class Stack:
 
     def status(self) -> SourceStatus:
         """See ``Source.status``."""
-        return self._outer.status()
+        return replace(self._outer.status(), limits=dict(self._limits))
 
 
 def chain(
@@ -58,21 +70,18 @@ def chain(
     *,
     verified: Callable[[Source], Source],
     numbers: dict[str, Numbers],
-    observe: Callable[[str, float], object],
+    observe: Observe,
 ) -> Chain:
     """The chain of these sources; the last one is the library's own store.
 
     ``verified`` makes a source whose answers are right; ``numbers`` is filled with what is counted, by the names of the
-    sources; ``observe`` is given a source's name and the seconds of each request.
+    sources; ``observe`` is told of each request.
     """
     stacks = []
     for source in sources:
         counted = numbers.setdefault(source.name, Numbers())
 
-        def note(seconds: float, name: str = source.name) -> None:
-            observe(name, seconds)
-
-        measured = Measured(verified(source), counted, note)
+        measured = Measured(verified(source), counted, observe)
         breaker = Breaker(measured, counted, policy.breaker, raw=source)
         outer: Source = breaker
         if policy.hedges_max:
@@ -81,5 +90,17 @@ def chain(
             budget = Allowance(policy.retry_share, policy.retry_rate, policy.retries_max)
             outer = Retrying(outer, budget=budget, numbers=counted)
         relief = Allowance(policy.relief_share, 0, policy.relief_bytes_max)
-        stacks.append(Stack(outer, source, breaker, counted, relief))
+        stacks.append(Stack(outer, source, breaker, counted, relief, _limits(policy, is_last=source is sources[-1])))
     return Chain(stacks, policy)
+
+
+def _limits(policy: Policy, *, is_last: bool) -> dict[str, float]:
+    breaker = policy.breaker
+    common = {
+        "slow_s": policy.slow_s,
+        "silence_s": breaker.silence_s,
+        "failures_max": breaker.failures_max,
+        "hedge_share": policy.hedge_share,
+    }
+    own = {"retry_share": policy.retry_share, "retry_rate": policy.retry_rate}
+    return common | (own if is_last else {"relief_share": policy.relief_share})

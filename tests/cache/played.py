@@ -99,6 +99,10 @@ class Played(Unprobed):
         self.fault, self.delay_s, self.probe_delay_s = None, FOREVER, FOREVER
 
 
+def unobserved(name: str, length: int | None, seconds: float, *, is_good: bool) -> None:
+    """Nobody looks."""
+
+
 ARTIST = Policy(outage_s=5)
 FARM = Policy()
 
@@ -113,7 +117,7 @@ async def chained(
         replace(policy, **changes),  # type: ignore[arg-type]  # fields of Policy
         verified=lambda source: source,
         numbers={} if numbers is None else numbers,
-        observe=lambda _name, _seconds: None,
+        observe=unobserved,
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(made.run)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cache.sources.breaker import Breaker, BreakerLimits
 from cache.sources.measured import Measured, Numbers
 from manifest.errors import AccessDenied, DamfsError, DigestMismatch, KnownDown, NotFound, Unavailable
-from tests.cache.played import DATA, FOREVER, Played, Unprobed, ref
+from tests.cache.played import DATA, FOREVER, Played, Unprobed, ref, unobserved
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -26,7 +26,7 @@ LIMITS = BreakerLimits()
 
 @asynccontextmanager
 async def running(source: Unprobed) -> AsyncIterator[Breaker]:
-    breaker = Breaker(Measured(source, Numbers(), lambda _: None), Numbers(), LIMITS, raw=source)
+    breaker = Breaker(Measured(source, Numbers(), unobserved), Numbers(), LIMITS, raw=source)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(breaker.run)
         yield breaker

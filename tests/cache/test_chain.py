@@ -253,6 +253,31 @@ async def test_what_is_silent_from_the_start_is_known_to_be_down_without_a_first
         assert (await read_all(chain, [2])).errors == []
 
 
+async def test_a_line_that_is_full_of_chunks_is_not_down_because_a_listing_took_too_long(
+    autojump_clock: Clock,
+) -> None:
+    central = Played(delay_s=15)
+    async with chained(central) as chain, trio.open_nursery() as nursery:
+        readers = Readers()
+        for number in range(8):
+            nursery.start_soon(readers.read, chain, number, 30)
+        for _ in range(3):
+            await trio.sleep(4)
+            chain.silent("no answer in time")
+        await trio.sleep(4)
+        assert chain.available() is None
+        assert len(readers.seconds) == 8
+        assert readers.errors == []
+
+
+async def test_what_does_not_answer_a_listing_and_is_not_asked_for_anything_else_is_down(autojump_clock: Clock) -> None:
+    central = Played()
+    central.mute()
+    async with chained(central) as chain:
+        chain.silent("no answer in time")
+        assert "no answer in time" in (chain.available() or "")
+
+
 async def test_what_has_just_come_back_is_no_error_for_a_reader(autojump_clock: Clock) -> None:
     central = Played()
     central.down()

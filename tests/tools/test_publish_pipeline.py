@@ -275,3 +275,31 @@ def test_memory_stays_within_the_budget_however_large_the_file(file_library: Lib
         check=True,
     )
     assert int(done.stdout) < 300 * 1024  # KiB
+
+
+def test_an_upload_keeps_to_its_bandwidth(file_library: Library) -> None:
+    uploader = Uploader(file_library, SHOW, rate=4 * MIB)
+    begin = time.monotonic()
+    for number in range(6):
+        uploader.object(f"shows/{SHOW}/chunks/{number}", noise(MIB, number))
+    assert time.monotonic() - begin >= 0.7  # half a second is saved up, and the last one begins when nothing is owed
+    assert uploader.object(f"shows/{SHOW}/chunks/0", noise(MIB, 0)) is False
+
+
+def test_an_upload_that_waits_for_the_bandwidth_can_be_ended(file_library: Library) -> None:
+    uploader = Uploader(file_library, SHOW, rate=1)
+    uploader.object(f"shows/{SHOW}/chunks/0", noise(MIB, 0))
+    threading.Timer(0.2, uploader.stop).start()
+    with pytest.raises(Unavailable):
+        uploader.object(f"shows/{SHOW}/chunks/1", noise(MIB, 1))
+
+
+def test_a_slow_bandwidth_is_no_reason_to_give_up_what_failed_once(file_library: Library) -> None:
+    failures = [Unavailable("once")]
+
+    def fault(_: str) -> None:
+        if failures:
+            raise failures.pop()
+
+    uploader = Uploader(faulty(file_library, fault), SHOW, deadline_s=0.5, rate=2 * MIB)
+    assert uploader.object(f"shows/{SHOW}/chunks/0", noise(2 * MIB, 0))

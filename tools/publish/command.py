@@ -62,6 +62,10 @@ def publish(
         ),
     ] = None,
     dry_run: DryRun = False,
+    bandwidth: Annotated[
+        str | None,
+        typer.Option("--bandwidth", metavar="RATE", help="Send at most so much a second, as in 20MB; off: no limit."),
+    ] = None,
 ) -> None:
     """Publish files as the next revision of a show.
 
@@ -75,8 +79,9 @@ def publish(
     show, path = _place(context, address)
     if with_trace is not None:
         _check_trace(context, with_trace, show)
+    rate = context.settings_with({"network.upload": bandwidth}).upload_rate
     target = _target(context, show)
-    request = Request(sources, path, message, tag, dry_run, with_trace)
+    request = Request(sources, path, message, tag, dry_run, with_trace, rate)
     outcome = publish_sources(target, request, context.output)
     if context.json:
         context.output.result(_outcome_json(show, path, outcome, dry_run=dry_run))

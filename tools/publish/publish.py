@@ -74,7 +74,10 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to publish. ``path`` is relative to the show, and empty for its root; ``trace`` is to be its trace."""
+    """What to publish. ``path`` is relative to the show, and empty for its root; ``trace`` is to be its trace.
+
+    ``rate``: so many bytes may be sent in a second; None: no limit.
+    """
 
     sources: Sequence[Path]
     path: str
@@ -82,6 +85,7 @@ class Request:
     tag: str | None = None
     dry_run: bool = False
     trace: Path | None = None
+    rate: int | None = None
 
 
 @dataclass(slots=True)
@@ -149,7 +153,9 @@ class _Run:
         finished |= read(None, _missing(plan.frozen_files(), finished), self.output, "comparing")
         compare_frozen(plan, finished)
         check_ops(self.target.show, provisional_ops(plan), journal.publish_id)
-        uploader = Uploader(self.target.library, plan.show, known_chunks(plan), mirror=self.target.mirror)
+        uploader = Uploader(
+            self.target.library, plan.show, known_chunks(plan), mirror=self.target.mirror, rate=self.request.rate
+        )
         self._upload(uploader, plan, finished)
         outcome.uploads = uploader.counts
         self._commit(items, plan, finished)

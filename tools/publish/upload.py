@@ -2,7 +2,7 @@
 
 State: the digests that are known to be there. Rules: an object counts as present only with the right size; one chunk
 is uploaded once however many files have it; a request that failed is made again after a random pause (full jitter)
-until the time for it is up.
+until the time for it is up; the time that the bandwidth takes does not count.
 
 Source of the pauses: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 """
@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from cache.bandwidth import Throttle
 from manifest.errors import Unavailable
 from manifest.layout import chunk_key
 
@@ -55,11 +56,14 @@ class Uploader:
         *,
         deadline_s: float = RETRY_DEADLINE_S,
         mirror: Mirror | None = None,
+        rate: int | None = None,
     ) -> None:
         """``known`` are digests of chunks that the show's published recipes name; it is added to.
 
-        ``mirror`` is given everything that the library has then.
+        ``mirror`` is given everything that the library has then. ``rate``: so many bytes may be sent to the library in
+        a second, those of requests that fail too; None: no limit.
         """
+        self._throttle = Throttle(rate)
         self.counts = UploadCounts()
         self._library = library
         self._show = show
@@ -108,19 +112,26 @@ class Uploader:
 
     def object(self, key: str, data: bytes | memoryview, *, failed: Callable[[], None] = lambda: None) -> bool:
         """Put an object named by its content, unless it is there with this size; whether it was sent."""
+        waited_s = 0.0
 
         def attempt() -> bool:
+            nonlocal waited_s
             if self._library.size(key, timeout_s=REQUEST_TIMEOUT_S) == len(data):
                 return False
+            begun = time.monotonic()
+            if not self._throttle.pay(len(data), self._stopped):
+                raise Unavailable("given up: another part of the publish failed")
+            waited_s += time.monotonic() - begun
             self._library.put(key, data, timeout_s=REQUEST_TIMEOUT_S)
             return True
 
-        sent = self._retried(attempt, failed)
+        sent = self._retried(attempt, failed, lambda: waited_s)
         if self._mirror is not None:
             self._mirror.put(key, data, failed=failed)
         return sent
 
-    def _retried(self, attempt: Callable[[], T], failed: Callable[[], None]) -> T:
+    def _retried(self, attempt: Callable[[], T], failed: Callable[[], None], waited_s: Callable[[], float]) -> T:
+        """``waited_s``: for so long the attempts only waited, which does not count."""
         deadline = time.monotonic() + self._deadline_s
         pause_s = _PAUSE_S
         while True:
@@ -129,7 +140,7 @@ class Uploader:
             except Unavailable:
                 failed()
                 wait_s = random.uniform(0, pause_s)  # noqa: S311 - jitter, no secret
-                if time.monotonic() + wait_s >= deadline or self._stopped.wait(wait_s):
+                if time.monotonic() + wait_s >= deadline + waited_s() or self._stopped.wait(wait_s):
                     raise
                 pause_s = min(2 * pause_s, _PAUSE_S_MAX)
             except BaseException:
