@@ -26,7 +26,7 @@ from cache.sources.breaker import BreakerLimits
 from cache.sources.policy import Policy
 from daemon import paths
 from daemon.config_errors import explain
-from daemon.limits import parse_bandwidth, parse_inodes, parse_reserve
+from daemon.limits import parse_bandwidth, parse_inodes, parse_reserve, parse_window
 from daemon.sizes import Size, parse_size
 from manifest.errors import ConfigurationError
 
@@ -89,6 +89,10 @@ def _check_inodes(value: str) -> str:
 
 def _check_bandwidth(value: str) -> str:
     return _checked(parse_bandwidth, value)
+
+
+def _check_window(value: str) -> str:
+    return _checked(parse_window, value)
 
 
 def _checked(parse: Callable[[str], object], value: str) -> str:
@@ -255,6 +259,14 @@ class SourceSettings(_Section):
     hedge_share: Share = 0.05
 
 
+class AheadSettings(_Section):
+    """What is fetched before it is asked for."""
+
+    enabled: bool = True
+    window: Annotated[str, BeforeValidator(str), AfterValidator(_check_window)] = "64MiB"
+    frames: Annotated[int, Field(ge=0, le=1000)] = 48
+
+
 class MetricsSettings(_Section):
     """Where Prometheus finds the metrics."""
 
@@ -285,6 +297,7 @@ class _Fields(BaseModel):
     sync: SyncSettings = SyncSettings()
     reads: ReadSettings = ReadSettings()
     sources: SourceSettings = SourceSettings()
+    readahead: AheadSettings = AheadSettings()
     metrics: MetricsSettings = MetricsSettings()
     control: ControlSettings = ControlSettings()
     daemon: DaemonSettings = DaemonSettings()
