@@ -6,7 +6,7 @@ not be kept on disk. All of it bounded, all of it touched on the event loop only
 Rules:
 - A flight belongs to the cache's nursery: a reader that gives up never cancels it. One that joins it while it waits
   to try again makes it try sooner; while it waits for its turn (``queue.py``), and wants it more urgently, gives it
-  that priority.
+  that priority. One that no reader has asked for is *withdrawn* when nobody waits for it before its turn has come.
 - What the cache has itself, under another name, is asked first (``nearby``): that answer is verified already. A disk
   that does not give it within NEARBY_S is asked no more for as long.
 - Bytes leave here only after BLAKE3 and length were right: each source is made a ``Verified`` one before anything else
@@ -81,9 +81,16 @@ class Sink(Protocol):
 
 
 class Flight:
-    """One fetch, shared; ``turn`` is its place in the queue. ``data`` or ``error`` is set once, before ``landed``."""
+    """One fetch, shared; ``turn`` is its place in the queue. ``data`` or ``error`` is set once, before ``landed``.
 
-    __slots__ = ("data", "deadline", "error", "found", "landed", "ref", "sinks", "times", "turn")
+    ``waiting`` counts who waits for it; ``stays``: it goes on when nobody does. ``taxiing`` ends when its turn comes,
+    or once it was ``withdrawn``.
+    """
+
+    __slots__ = (
+        "data", "deadline", "error", "found", "landed", "ref", "sinks", "stays", "taxiing", "times", "turn",
+        "waiting", "withdrawn",
+    )  # fmt: skip
 
     def __init__(self, ref: ObjectRef, deadline: float, turn: Turn, times: FetchTimes) -> None:
         self.ref = ref
@@ -95,6 +102,10 @@ class Flight:
         self.error: DamfsError | None = None
         self.sinks: OrderedDict[Hashable, Sink] = OrderedDict()
         self.times = times
+        self.waiting = 0
+        self.stays = False
+        self.taxiing = trio.CancelScope(deadline=deadline)
+        self.withdrawn = False
 
 
 class Ring:
@@ -290,7 +301,7 @@ class Fetcher:
         key = (ref.tenant, ref.digest)
         if self._closed or not self._has_room(key, priority) or self._failed(key) is not None:
             return False
-        self._begin(key, ref, sink, deadline, hint, priority)
+        self._begin(key, ref, sink, deadline, hint, priority).stays = True
         return True
 
     async def get(
@@ -299,8 +310,9 @@ class Fetcher:
         """The verified bytes of ``ref``, fetched with everybody else who wants them now.
 
         ``sink`` keeps them on disk; ``priority`` may promote a fetch that waits for its turn. ``deadline`` (trio's
-        clock) says how long the fetch may go on; the caller's own
-        scope ends the wait. Raises Unavailable, NotFound, AccessDenied, DigestMismatch.
+        clock) says how long the fetch may go on; the caller's own scope ends the wait. Cancellation leaves the fetch
+        to go on when it has begun, or was ever asked for with DEMAND. Raises Unavailable, NotFound, AccessDenied,
+        DigestMismatch.
         """
         key = (ref.tenant, ref.digest)
         while True:
@@ -317,7 +329,7 @@ class Fetcher:
                 await self._one_less.wait()
                 continue
             flight = self._begin(key, ref, sink, deadline, hint, priority)
-            await flight.landed.wait()
+            await self._await_landing(flight, stays=priority == Priority.DEMAND)
             if flight.data is not None:
                 return flight.data
             assert flight.error is not None
@@ -325,6 +337,18 @@ class Fetcher:
             if is_over and isinstance(flight.error, Unavailable) and not isinstance(flight.error, Offline):
                 continue
             raise _again(flight.error)
+
+    async def _await_landing(self, flight: Flight, *, stays: bool) -> None:
+        """Wait for it; the last one who gives that up before it has begun withdraws it, unless it ``stays``."""
+        flight.stays |= stays
+        flight.waiting += 1
+        try:
+            await flight.landed.wait()
+        finally:
+            flight.waiting -= 1
+            if not flight.waiting and not flight.stays and not flight.turn.begun.is_set():
+                flight.withdrawn = True
+                flight.taxiing.cancel()
 
     def _has_room(self, key: Key, priority: Priority) -> bool:
         """Whether one more may wait: half of the places are for what readers wait for."""
@@ -335,7 +359,7 @@ class Fetcher:
         self, key: Key, ref: ObjectRef, sink: Sink | None, deadline: float, hint: str, priority: Priority
     ) -> Flight:
         flight = self._flights.get(key)
-        if flight is None:
+        if flight is None or flight.withdrawn:
             turn = self.queue.enter(ref.length or UNKNOWN_LENGTH_BYTES, priority)
             times = self._counters.timings.begin(key)
             flight = Flight(replace(ref, hint=hint), max(deadline, trio.current_time() + FLIGHT_S_MIN), turn, times)
@@ -375,7 +399,8 @@ class Fetcher:
             self._counters.offline_refused += 1
             flight.error = error
         except DamfsError as error:
-            self._remember(key, error)
+            if not flight.withdrawn:
+                self._remember(key, error)
             flight.error = error
         except trio.Cancelled:
             flight.error = Unavailable(f"{flight.ref}: the cache is being closed")
@@ -386,10 +411,11 @@ class Fetcher:
             self._remember(key, flight.error)
         finally:
             self.queue.leave(flight.turn)
-            self._counters.timings.fetched(key, "" if flight.error is None else str(flight.error))
             if flight.found is not None:
                 flight.found.file.done()
-            del self._flights[key]
+            if self._flights.get(key) is flight:  # else one that was withdrawn has a successor
+                self._counters.timings.fetched(key, "" if flight.error is None else str(flight.error))
+                del self._flights[key]
             flight.landed.set()
             for sink in flight.sinks.values():
                 sink.drop()
@@ -397,9 +423,11 @@ class Fetcher:
             self._one_less = trio.Event()
 
     async def _await_turn(self, flight: Flight) -> None:
-        with trio.CancelScope(deadline=flight.deadline):
+        with flight.taxiing:
             await flight.turn.begun.wait()
             return
+        if flight.withdrawn:
+            raise Unavailable(f"{flight.ref}: nobody wants it any more")
         raise Unavailable(
             f"{flight.ref}: its turn did not come within the deadline: the sources, or network.download, are slow"
         )

@@ -195,6 +195,25 @@ class CachedObject:
         missing = (i for i in recipe.covering(offset, size) if not content.has(i))
         return sum(recipe.offset(i + 1) - recipe.offset(i) for i in missing)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether every byte is on the local disk, as far as memory knows; never so for small contents."""
+        return self._content.all_present
+
+    def chunks(self, offset: int, size: int) -> tuple[int, int] | None:
+        """Where the chunks that hold any of these bytes begin and end; None: no recipe is here."""
+        recipe = self._content.recipe
+        if recipe is None:
+            return None
+        indexes = recipe.covering(offset, size)
+        return recipe.offset(indexes.start), recipe.offset(indexes.stop)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """How large its chunks are on average; 0: no recipe is here."""
+        recipe = self._content.recipe
+        return self._content.size // len(recipe) if recipe else 0
+
     def hold(self) -> CachedObject:
         """A further handle on the same content, to be released by itself. It keeps a file lent that this one does."""
         assert not self._released

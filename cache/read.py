@@ -120,7 +120,8 @@ class Reader:
         """Bring every chunk of the bytes [start, stop) of ``span``, or all, into the file: REFILL_AT_ONCE at a time.
 
         ``within_s`` is for each chunk, from when it is asked for. Raises what ``Fetcher.get`` raises; returns early
-        when the disk does not take a chunk. Cancellation leaves shared fetches and stores to go on.
+        when the disk does not take a chunk. Cancellation leaves shared fetches and stores to go on, but for fetches
+        that have not begun and that nobody else wants.
         """
         recipe = content.recipe or await self._load_recipe(content, trio.current_time() + within_s, priority)
         start, stop = span or (0, content.size)
@@ -129,9 +130,9 @@ class Reader:
 
         async def bring() -> None:
             for i in missing:
-                deadline = trio.current_time() + within_s
+                deadline, sink = trio.current_time() + within_s, ChunkSink(self._keeper, content, i)
                 try:
-                    data = await self._fetcher.get(self._ref(content, i), None, deadline, content.hint, priority)
+                    data = await self._fetcher.get(self._ref(content, i), sink, deadline, content.hint, priority)
                 except DamfsError as error:
                     failures.append(error)
                     missing.close()

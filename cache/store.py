@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from cache.limits import FolderLimits
     from cache.owner import Owner
     from cache.pace import Pace
+    from cache.queue import Priority
     from cache.shelf import Shelf
     from cache.sources.chain import Chain
     from cache.sources.policy import Policy
@@ -317,6 +318,15 @@ class CacheStore:
     def percent(self, tenant: str, content: Digest) -> int:
         """How much of a content is cached, 0 … 100. From memory, or by one look-up in the index."""
         return 100 if content == _EMPTY_CONTENT else self._shelf_of(tenant, content).percent(tenant, content)
+
+    @property
+    def bound_bytes(self) -> int:
+        """What may be held now, on all shelves in service."""
+        return sum(shelf.capacity.bound_bytes for shelf in self.shelves)
+
+    def queued(self, priority: Priority) -> int:
+        """How many fetches of this priority wait for their turn."""
+        return self._fetcher.queue.waiting(priority)
 
     def stats(self) -> CacheStats:
         """Numbers for people and scrapes; from memory."""

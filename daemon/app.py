@@ -42,7 +42,7 @@ from daemon import (
     trace_routes,
 )
 from daemon.explain import Explain, as_reading
-from daemon.limits import configured, scrub_pace
+from daemon.limits import configured, parse_window, scrub_pace
 from daemon.offline import OFFLINE_FILE, OfflineSwitch
 from daemon.pin_list import PINS_FILE
 from daemon.pins import Pins
@@ -57,6 +57,7 @@ from daemon.sync import Sync
 from daemon.warming import Warming
 from manifest.errors import Busy, ConfigurationError, Unavailable
 from vfs import binding as bindings
+from vfs.ahead import AheadLimits
 from vfs.filesystem import Filesystem
 from vfs.kernel.handover import Handed, from_descriptors
 from vfs.metrics import Metrics
@@ -229,6 +230,7 @@ class Daemon:
             owner=(settings.mount.uid, settings.mount.gid),
             read_deadline_s=settings.read_deadline_s,
             metrics=Metrics(registry),
+            ahead=_ahead_limits(settings),
         )
         sync.serve_through(self._filesystem)
         self._binding, self._binding_reason = binding, binding_reason
@@ -332,6 +334,7 @@ class Daemon:
             uptime_s=round(time.monotonic() - self._started, 3),
             shows=self.shows(),
             cache=self._cache.stats(),
+            ahead=self._filesystem.ahead.now(),
             sources=self._cache.sources.status(),
             site=self._sync.way.status(),
             limits=dict(self._binding.limits),
@@ -442,3 +445,8 @@ def _choose(
         keeper=notify,
         handed=predecessor.mount if predecessor else None,
     )
+
+
+def _ahead_limits(settings: Settings) -> AheadLimits:
+    wanted = settings.readahead
+    return AheadLimits(parse_window(wanted.window), wanted.frames) if wanted.enabled else AheadLimits(0, 0)

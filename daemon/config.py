@@ -26,7 +26,7 @@ from cache.sources.breaker import BreakerLimits
 from cache.sources.policy import Policy
 from daemon import paths
 from daemon.config_errors import explain
-from daemon.limits import parse_bandwidth, parse_inodes, parse_rate, parse_reserve
+from daemon.limits import parse_bandwidth, parse_inodes, parse_rate, parse_reserve, parse_window
 from daemon.sizes import Size, parse_size
 from manifest.errors import ConfigurationError
 
@@ -93,6 +93,10 @@ def _check_rate(value: str) -> str:
 
 def _check_bandwidth(value: str) -> str:
     return _checked(parse_bandwidth, value)
+
+
+def _check_window(value: str) -> str:
+    return _checked(parse_window, value)
 
 
 def _checked(parse: Callable[[str], object], value: str) -> str:
@@ -269,6 +273,14 @@ class NetworkSettings(_Section):
     upload: RateText = "off"
 
 
+class AheadSettings(_Section):
+    """What is fetched before it is asked for."""
+
+    enabled: bool = True
+    window: Annotated[str, BeforeValidator(str), AfterValidator(_check_window)] = "64MiB"
+    frames: Annotated[int, Field(ge=0, le=1000)] = 48
+
+
 class MetricsSettings(_Section):
     """Where Prometheus finds the metrics."""
 
@@ -300,6 +312,7 @@ class _Fields(BaseModel):
     reads: ReadSettings = ReadSettings()
     sources: SourceSettings = SourceSettings()
     network: NetworkSettings = NetworkSettings()
+    readahead: AheadSettings = AheadSettings()
     metrics: MetricsSettings = MetricsSettings()
     control: ControlSettings = ControlSettings()
     daemon: DaemonSettings = DaemonSettings()

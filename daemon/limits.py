@@ -55,6 +55,14 @@ def parse_inodes(text: str) -> Reserve:
     return parse_reserve(text)
 
 
+def parse_window(text: str) -> int:
+    """Read how far to read ahead, in bytes; 0 is nothing. Raises ConfigurationError."""
+    size = None if text.strip() == "0" else parse_size(text)
+    if size is not None and size.bytes is None:
+        raise ConfigurationError(f"{text!r} is no window: write for example 64MiB, or 0")
+    return size.bytes if size and size.bytes else 0
+
+
 def parse_bandwidth(text: str) -> int:
     """Read bytes a second; 0 is none. Raises ConfigurationError."""
     if text.strip() == "0":

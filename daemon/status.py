@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cache.sources.protocol import SourceStatus
     from manifest.incoming import StallKind
     from manifest.way import WayStatus
+    from vfs.metrics import AheadStats
 
 _STALLS: dict[StallKind, type[DamfsError]] = {
     "unavailable": Unavailable,
@@ -72,6 +73,7 @@ class Status:
     uptime_s: float
     shows: dict[str, ShowStatus]
     cache: CacheStats
+    ahead: AheadStats
     sources: list[SourceStatus]
     site: WayStatus | None
     limits: dict[str, Any]

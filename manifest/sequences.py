@@ -41,7 +41,10 @@ def parse(name: str) -> Frame | None:
 def key(folder: int, name: str) -> int:
     """The key of the sequence that a name in a folder (its stable id) belongs to, a signed 64-bit number; 0: none."""
     frame = parse(name)
-    if frame is None:
-        return 0
+    return 0 if frame is None else key_of(folder, frame)
+
+
+def key_of(folder: int, frame: Frame) -> int:
+    """The key of the sequence of a frame in a folder."""
     text = f"{folder}/{frame.prefix}\0{frame.suffix}".encode()
     return int.from_bytes(blake3(text).digest(KEY_BYTES), "little", signed=True)

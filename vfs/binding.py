@@ -136,7 +136,8 @@ async def serve(
     filesystem: Filesystem, binding: Binding, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Run a binding with its notifier until it is unmounted. Cancellation unmounts."""
-    async with Notifier(binding, filesystem.metrics, on_told=binding.on_told) as notifier:
+    async with Notifier(binding, filesystem.metrics, on_told=binding.on_told) as notifier, trio.open_nursery() as ahead:
+        await ahead.start(filesystem.ahead.run)
         filesystem.on_told = binding.on_told
         filesystem.notify_through(notifier)
         try:
@@ -144,3 +145,4 @@ async def serve(
         finally:
             filesystem.notify_through(None)
             filesystem.handles.release_all()
+            ahead.cancel_scope.cancel()

@@ -29,6 +29,7 @@ from manifest.errors import IsAFolder, NotALink, NotFound, Unavailable
 from manifest.names import At, Revision
 from manifest.replica import ROOT_NODE, Kind, ReplicaReader, Row
 from vfs import attributes, inodes, views, xattrs
+from vfs.ahead import Ahead, AheadLimits
 from vfs.attributes import NO_SUCH_NAME, Attributes
 from vfs.errno import NameTooLong, ReadOnly, Stale
 from vfs.handles import Batch, FileHandle, FolderHandle, Handles, RootHandle
@@ -72,6 +73,7 @@ class Filesystem:
         owner: tuple[int, int],
         read_deadline_s: float,
         metrics: Metrics,
+        ahead: AheadLimits = AheadLimits(),  # noqa: B008 - it never changes
     ) -> None:
         self.views = Views()
         self.metrics = metrics
@@ -88,7 +90,9 @@ class Filesystem:
         self._cache = cache
         self._loader = loader
         self._slots = slots
-        self.reads = Reads(cache, read_deadline_s, metrics)
+        self.ahead = Ahead(cache, ahead)
+        metrics.watch_ahead(self.ahead.now)
+        self.reads = Reads(cache, read_deadline_s, metrics, self.ahead)
         self._planning = trio.CapacityLimiter(2)
         self._root_mtime_ns = time.time_ns()
 
@@ -312,6 +316,7 @@ class Filesystem:
             handle.touched = self.recorder.opened(pid, handle.view, handle.row)
         if self.on_open is not None:
             self.on_open(handle.view, handle.row)
+        self.ahead.opened(handle)
 
     def open(self, ino: int, flags: int, pid: int) -> tuple[int, bool]:
         """OPEN: a handle on a file, and whether what the kernel has of it in memory may stay.

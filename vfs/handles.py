@@ -28,6 +28,7 @@ from vfs.attributes import INFINITE_S
 from vfs.errno import Stale, TooManyHandles
 from vfs.inodes import ID_BITS, ID_MAX, LIVE, ROOT_INO
 from vfs.metrics import Metrics
+from vfs.readahead import FileAhead
 from vfs.recording import Touched
 from vfs.views import ShowView
 
@@ -65,14 +66,16 @@ class FileHandle:
     """An open file. The cached object behind it is opened at the first read, so that OPEN never waits.
 
     ``complained``: that its bytes are not what was published stands in the log. ``touched``: its reads are recorded.
+    ``ahead`` is told of its reads while not all of its bytes are here.
     """
 
-    __slots__ = ("complained", "failed", "object", "opening", "row", "touched", "view")
+    __slots__ = ("ahead", "complained", "failed", "object", "opening", "row", "touched", "view")
 
     def __init__(self, view: ShowView, row: Row) -> None:
         self.view = view
         self.row = row
         self.object: CachedObject | None = None
+        self.ahead: FileAhead | None = None
         self.opening: trio.Lock | None = None
         self.failed: Failed | None = None
         self.complained = False
@@ -84,6 +87,9 @@ class FileHandle:
         return self.view.show, self.row.content
 
     def release(self) -> None:
+        if self.ahead is not None:
+            self.ahead.close()
+            self.ahead = None
         if self.object is not None:
             self.object.release()
             self.object = None

@@ -20,8 +20,10 @@ from cache.store import CacheStore
 from manifest import sequences
 from manifest.digest import Digest
 from manifest.errors import IntegrityError, Unavailable, UserError
+from vfs.ahead import Ahead
 from vfs.handles import Failed, FileHandle
 from vfs.metrics import Metrics
+from vfs.readahead import FileAhead
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +38,14 @@ GRACE_S = 5.0
 
 
 class Reads:
-    """Answers reads out of a cache. ``deadline_s`` is the longest that a read waits, in seconds."""
+    """Answers reads out of a cache. ``deadline_s`` is the longest that a read waits, in seconds.
 
-    def __init__(self, cache: CacheStore, deadline_s: float, metrics: Metrics) -> None:
+    ``ahead`` is told of reads of files that are not wholly here.
+    """
+
+    def __init__(self, cache: CacheStore, deadline_s: float, metrics: Metrics, ahead: Ahead) -> None:
         self._cache = cache
+        self._ahead = ahead
         self._deadline_s = deadline_s
         self._metrics = metrics
 
@@ -61,7 +67,10 @@ class Reads:
             path_hint=self._path(handle),
             group=sequences.key(row.parent, row.name),
         )
-        return handle.object is not None
+        if handle.object is None:
+            return False
+        handle.ahead = self._ahead.of(handle, handle.object)
+        return True
 
     def opened_past(self, handle: FileHandle) -> None:
         """An open is answered so that the kernel reads the cached file itself: its reads will not be seen."""
@@ -97,6 +106,8 @@ class Reads:
         if data is not None:
             self._metrics.reads_inline.inc()
             self._metrics.read_bytes.inc(expected)
+            if handle.ahead is not None:
+                _tell(handle.ahead, offset, data)
         return data
 
     async def read(self, handle: FileHandle, offset: int, size: int) -> Buffer:
@@ -144,7 +155,14 @@ class Reads:
         try:
             with trio.move_on_at(deadline + GRACE_S):
                 cached = handle.object or await self._open(handle)
-                return await cached.read(offset, expected, deadline)
+                ahead = handle.ahead
+                if ahead is None:
+                    return await cached.read(offset, expected, deadline)
+                ahead.read(offset, expected, waited=not cached.has(offset, expected))
+                data = await cached.read(offset, expected, deadline)
+                if offset == 0 and ahead.wants_head and not ahead.closed:
+                    ahead.head(data)
+                return data
         except UserError as error:  # NotFound, of a chunk: the file itself is there
             raise IntegrityError(str(error)) from error
         raise Unavailable(f"{self._name(handle)}: no answer within {self._deadline_s} s")
@@ -168,6 +186,7 @@ class Reads:
                     path_hint=self._path(handle),
                     group=sequences.key(row.parent, row.name),
                 )
+                handle.ahead = self._ahead.of(handle, handle.object)
             return handle.object
 
     def _path(self, handle: FileHandle) -> str:
@@ -175,3 +194,10 @@ class Reads:
 
     def _name(self, handle: FileHandle) -> str:
         return f"{handle.view.show}@{handle.row.since}:{self._path(handle)}"
+
+
+def _tell(ahead: FileAhead, offset: int, data: Buffer) -> None:
+    """Bytes of a file were answered that is not wholly here."""
+    ahead.read(offset, len(data), waited=False)
+    if offset == 0 and ahead.wants_head:
+        ahead.head(data)

@@ -21,12 +21,13 @@ from daemon.peercred import Peer, peer_of
 from daemon.serve import Server, listen_tcp, listen_unix
 from daemon.status import Status
 from manifest.errors import AccessDenied, Busy, ConfigurationError, NotFound, Unavailable, UsageError
+from vfs.metrics import AheadStats
 
 MOUNTPOINT = Path("/mnt/stand-in")
 CACHE = CacheStats("/c", 1, 2, 3, 4, 5, 6, 7, 8, 9)
 STATUS = Status(
     os.getpid(), "1", str(MOUNTPOINT), "pyfuse3", "", "file:///x", "0" * 32, None, None, "/trust.json", False,
-    None, None, 1.0, {}, CACHE, [], None, {}, None, 1, 0, None,
+    None, None, 1.0, {}, CACHE, AheadStats(), [], None, {}, None, 1, 0, None,
 )  # fmt: skip
 
 

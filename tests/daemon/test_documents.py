@@ -16,6 +16,7 @@ from cache.metrics import CacheStats, FolderStats
 from cache.sources.protocol import SourceStatus
 from daemon import status
 from manifest.way import WayStatus
+from vfs.metrics import AheadStats
 
 ROOT = Path(__file__).parent.parent.parent
 _METRIC = re.compile(r"damfs_[a-z_]*[a-z]")
@@ -45,6 +46,7 @@ def test_every_field_of_the_status_is_documented() -> None:
     assert documented["A cache folder"] == fields(FolderStats)
     assert documented["A show in the cache"] == fields(ShowStats)
     assert documented["Metadata by way of the site cache"] == fields(WayStatus)
+    assert documented["What is fetched ahead"] == fields(AheadStats)
     assert documented["A source"] == fields(SourceStatus)
 
 

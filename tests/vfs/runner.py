@@ -2,8 +2,9 @@
 
     python -m tests.vfs.runner MOUNTPOINT LIBRARY_URL STATE_FOLDER [FLAG …]
 
-Flags: ``pyfuse3`` or ``kernel``, ``allow_other``; ``cache=`` the size of the cache in bytes, ``deadline=`` the longest
-that a read waits, in seconds, ``stall=`` a show whose source answers nothing; ``fuse=``, ``journal=`` and
+Flags: ``pyfuse3`` or ``kernel``, ``allow_other``, ``noahead``: nothing is fetched before it is asked for; ``cache=``
+the size of the cache in bytes, ``deadline=`` the longest that a read waits, in seconds, ``stall=`` a show whose source
+answers nothing, ``latency=`` and ``rate=`` of the source in seconds and bytes a second; ``fuse=``, ``journal=`` and
 ``cache-lock=`` the descriptors of a predecessor that was killed at ``died=``, in monotonic ns. With $NOTIFY_SOCKET and
 $FDSTORE its own are kept for a successor.
 
@@ -22,6 +23,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ from manifest.errors import DamfsError
 from manifest.library import Library
 from manifest.names import Revision
 from manifest.replica import Replica
+from vfs.ahead import AheadLimits
 from vfs.binding import Binding, choose, serve
 from vfs.filesystem import Filesystem
 from vfs.handles import FileHandle
@@ -93,17 +96,30 @@ class Loader:
 
 
 class Gated:
-    """A Source that answers nothing of the shows whose gate is closed, not even behind its deadline."""
+    """A Source that answers nothing of the shows whose gate is closed, not even behind its deadline.
 
-    def __init__(self, source: Source, gates: dict[str, trio.Event]) -> None:
+    It lies behind a line of so much latency (seconds) and bandwidth (bytes a second; 0: without end). ``asked`` are the
+    digests that it was asked for, in order.
+    """
+
+    def __init__(self, source: Source, gates: dict[str, trio.Event], latency_s: float = 0.0, rate: float = 0.0) -> None:
         self.name = source.name
         self.gates = gates
+        self.asked: list[str] = []
         self._source = source
+        self._latency_s, self._rate = latency_s, rate
+        self._line_free_at = 0.0
 
     async def fetch(self, ref: ObjectRef, deadline: float) -> memoryview | bytes:
+        self.asked.append(ref.digest.hex())
         while ref.tenant in self.gates:
             await self.gates[ref.tenant].wait()
-        return await self._source.fetch(ref, deadline)
+        first_byte_at = trio.current_time() + self._latency_s
+        data = await self._source.fetch(ref, deadline)
+        if self._rate:
+            self._line_free_at = max(self._line_free_at, first_byte_at) + len(data) / self._rate
+        await trio.sleep_until(max(self._line_free_at, first_byte_at) if self._latency_s or self._rate else 0.0)
+        return data
 
     def status(self) -> SourceStatus:
         return self._source.status()
@@ -206,6 +222,8 @@ class Runner:
             return self._of_kernel()
         if what == "cached":
             return {"objects": self.cache.stats().objects, "used_bytes": self.cache.stats().used_bytes}
+        if what == "asked":
+            return {"digests": self.source.asked, **asdict(self.filesystem.ahead.now())}
         if what == "stall":  # the source of a show
             self.source.gates[show] = trio.Event()
             return {}
@@ -276,7 +294,7 @@ async def main(mountpoint: str, url: str, state: str, *flags: str) -> None:
     folder = Path(state)
     slots = Slots(folder / "slots.json")
     loader = Loader(folder, slots)
-    source = Gated(CentralSource(Library.open(url)), stalled)
+    source = Gated(CentralSource(Library.open(url)), stalled, float(said.get("latency", 0)), float(said.get("rate", 0)))
     async with trio.open_nursery() as nursery:
         cache = await CacheStore.open(
             [FolderLimits(folder / "cache", Limits(int(said.get("cache", CACHE_BYTES))))],
@@ -294,6 +312,7 @@ async def main(mountpoint: str, url: str, state: str, *flags: str) -> None:
             owner=(os.getuid(), os.getgid()),
             read_deadline_s=float(said.get("deadline", READ_DEADLINE_S)),
             metrics=Metrics(CollectorRegistry()),
+            ahead=AheadLimits(0, 0) if "noahead" in flags else AheadLimits(),
         )
         loader.filesystem = filesystem
         wanted = "kernel" if "kernel" in flags else "pyfuse3"

@@ -49,7 +49,7 @@ def test_root_raises_the_limits_of_the_kernel(mount: Mounted, binding: str) -> N
     limits = mount.command(do="stats")["limits"]
     background = {"pyfuse3": 256, "kernel": 65535}[binding]
     assert (limits["max_background"], limits["congestion_threshold"]) == (background, background * 3 // 4)
-    assert limits["read_ahead_kib"] == 1024
+    assert limits["read_ahead_kib"] == 256
     assert binding == "kernel" or limits["max_tasks"] == 4096
     assert "not_raised" not in limits
 
