@@ -185,7 +185,7 @@ class Shelf:
     def percent(self, tenant: str, content: Digest) -> int:
         """How much of a content is cached, 0 … 100. From memory, or by one look-up in the index."""
         state = self.contents.get((tenant, content))
-        if state is not None and not state.is_small:
+        if state is not None and not state.is_small and state.ready is None:  # else it is being looked up itself
             return 100 if state.all_present else state.present_bytes * 100 // state.size
         if self._retired:
             return 0

@@ -45,7 +45,7 @@ ATTEMPT_S_MIN = 0.05
 """With less time left nothing is asked, and what fails so close to its deadline was late."""
 PROBE_S = 4.0
 """A probe that takes longer has failed."""
-FRESH_S = 0.5
+FRESH_S = 0.1
 """So long the outcome of a probe is news."""
 WRONG_FORGIVEN = 0.1
 """A right answer makes up for so much of a wrong one."""

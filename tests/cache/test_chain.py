@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from cache.sources.breaker import FRESH_S
 from cache.sources.measured import Numbers
 from manifest.errors import AccessDenied, DamfsError, DigestMismatch, KnownDown, NotFound, Unavailable
 from tests.cache.contents import MIB
@@ -285,6 +286,7 @@ async def test_what_has_just_come_back_is_no_error_for_a_reader(autojump_clock: 
         chain.silent("connection refused", known_before=True)
         await trio.sleep(60)
         central.up()
+        await trio.sleep(FRESH_S)
         readers = await read_all(chain, range(20))
         assert readers.errors == []
         assert max(readers.seconds) < 1

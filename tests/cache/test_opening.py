@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import trio.testing
 
 from cache import files, openat2
 from cache.claim import ClaimChecker
+from cache.index import Index, ObjectRow
 from manifest.errors import IntegrityError, Unavailable
 from manifest.recipe import Recipe
 from tests.cache.contents import (
@@ -85,6 +87,27 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 @pytest.mark.usefixtures("_cached_names")
 @pytest.mark.parametrize("with_recipe", [True, False])
+async def test_what_is_here_of_a_file_is_told_while_it_is_being_looked_up(
+    folder: Path, file_library: Library, source: FaultySource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = put(file_library, sample(1, MIB, MIB // 4))
+    async with opened(folder, [source]) as cache:
+        assert await read_sample(cache, made) == made.data
+        await quiet(cache)
+        go, find = threading.Event(), Index.find
+
+        def slow(index: Index, tenant: str, content: bytes) -> ObjectRow | None:
+            go.wait(10)
+            return find(index, tenant, content)
+
+        monkeypatch.setattr(Index, "find", slow)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_sample, cache, made)
+            await until(lambda: (SHOW, made.content) in cache.shelves[0].contents)
+            assert cache.percent(SHOW, made.content) == 100
+            go.set()
+
+
 async def test_a_cached_file_is_opened_without_waiting(
     with_recipe: bool, folder: Path, file_library: Library, source: FaultySource, monkeypatch: pytest.MonkeyPatch
 ) -> None:

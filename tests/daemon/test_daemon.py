@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from cache.sources.breaker import FRESH_S
 from daemon import mounts, paths
 from daemon.client import Client
 from daemon.stop import DRAIN_S
@@ -355,6 +356,7 @@ def test_a_read_that_succeeds_after_an_outage_is_contact(house: House) -> None:
     within(10, lambda: running.client.status()["offline"])
     time.sleep(3)  # the pauses between attempts have grown
     house.bring_back()
+    time.sleep(2 * FRESH_S)  # a look just before it was back is news for so long
     assert (house.mountpoint / "apollo/other").read_bytes() == DATA[::-1]
     assert running.client.status()["offline"] is False
 
