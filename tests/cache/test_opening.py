@@ -85,8 +85,6 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return found
 
 
-@pytest.mark.usefixtures("_cached_names")
-@pytest.mark.parametrize("with_recipe", [True, False])
 async def test_what_is_here_of_a_file_is_told_while_it_is_being_looked_up(
     folder: Path, file_library: Library, source: FaultySource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +106,8 @@ async def test_what_is_here_of_a_file_is_told_while_it_is_being_looked_up(
             go.set()
 
 
+@pytest.mark.usefixtures("_cached_names")
+@pytest.mark.parametrize("with_recipe", [True, False])
 async def test_a_cached_file_is_opened_without_waiting(
     with_recipe: bool, folder: Path, file_library: Library, source: FaultySource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
