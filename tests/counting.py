@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import re
-import socket
 import threading
 from collections import Counter
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from tests.proxy import BUFFER_BYTES, Mode, Proxy
+from tests.proxy import Proxy
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Iterator
 
     from manifest.library import Library
-
-_HEAD = re.compile(rb"([A-Z]+) (\S+) HTTP/1\.[01]\r\n.*?\r\n\r\n", re.DOTALL)
+    from tests.proxy import Fault, Request
 
 
 class CountingProxy(Proxy):
-    """A Proxy for requests without bodies. ``requests`` are (method, path, query) in their order."""
+    """A Proxy. ``requests`` are (method, path, query) in their order, ``answered_bytes`` those of the bodies."""
 
     def __init__(self, target: tuple[str, int]) -> None:
         self.requests: list[tuple[str, str, str]] = []
@@ -43,31 +41,16 @@ class CountingProxy(Proxy):
         )
         return Counter(path for path in named if part in path)
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        is_answer = source.getpeername()[:2] == socket.getaddrinfo(*self.target)[0][4][:2]
-        held = b""
-        with contextlib.suppress(OSError):
-            while data := source.recv(BUFFER_BYTES):
-                if is_answer:
-                    with self._counting:
-                        self.answered_bytes += len(data)
-                else:
-                    held = self._count(held + data)
-                with self._changed:
-                    while self._mode is Mode.STALL and not self._closing:
-                        self._changed.wait()
-                sink.sendall(data)
-        for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+    def decide(self, request: Request) -> tuple[Fault, random.Random]:
+        path, _, query = request.path.partition("?")
+        with self._counting:
+            self.requests.append((request.method, path, query))
+        return super().decide(request)
 
-    def _count(self, data: bytes) -> bytes:
-        while match := _HEAD.match(data):
-            path, _, query = match[2].decode().partition("?")
-            with self._counting:
-                self.requests.append((match[1].decode(), path, query))
-            data = data[match.end() :]
-        return data
+    def sent(self, request: Request, count: int) -> None:
+        with self._counting:
+            self.answered_bytes += count
+        super().sent(request, count)
 
 
 def address_of(library: Library) -> tuple[str, int]:
