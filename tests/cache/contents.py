@@ -13,11 +13,13 @@ import trio
 import trio.testing
 from prometheus_client import CollectorRegistry
 
+from cache.fetch import INFLIGHT_BYTES_MAX
 from cache.handle import CachedObject
 from cache.limits import FolderLimits, Limits
 from cache.owner import Owner
 from cache.policies import DEFAULT
 from cache.sources.central import CentralSource
+from cache.sources.policy import ASKED_ONCE, Policy
 from cache.store import CacheStore
 from manifest.digest import Digest
 from manifest.errors import DamfsError, NotFound, Unavailable
@@ -139,11 +141,13 @@ async def opened(
     *,
     size_bytes: int = 1 << 30,
     limits: Limits | None = None,
+    inflight_bytes_max: int = INFLIGHT_BYTES_MAX,
     ring_bytes_max: int = 32 * MIB,
     owner: Owner = OWNER,
     lock: int | None = None,
     others: Sequence[FolderLimits] = (),
     policy: str = DEFAULT,
+    asking: Policy = ASKED_ONCE,
 ) -> AsyncIterator[CacheStore]:
     """A running cache in ``folder``, and in ``others``, closed at the end."""
     async with trio.open_nursery() as nursery:
@@ -155,8 +159,10 @@ async def opened(
             owner=owner,
             locks=[] if lock is None else [lock],
             registry=CollectorRegistry(),
+            inflight_bytes_max=inflight_bytes_max,
             ring_bytes_max=ring_bytes_max,
             policy=policy,
+            asking=asking,
         )
         try:
             yield cache
