@@ -39,7 +39,8 @@ drill: install  ## the random tests and the kills with many more rounds: an hour
 demo: install   ## publish, mount and read real media, and compare every byte
 	$(BIN)/python -m tests.demo
 
-bench: install  ## ratios against cp, the native file, plain SQLite and a bare FUSE loop, as a table and JSON
+bench: install  ## ratios against cp, curl, s3fs, rclone, the native file, plain SQLite …, as a table and JSON
+	@tests/install-packages bench
 	$(BIN)/python -m tests.bench
 
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \

@@ -1,6 +1,6 @@
 """``make bench``: every figure as a ratio, medians of five interleaved runs, as a table and as JSON.
 
-python -m tests.bench [publish] [reads] [million] [kernel] [cache] [advice] [--binding NAME] [--json FILE]
+python -m tests.bench [PART …] [--binding NAME] [--json FILE]
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import advice, housekeeping, kernel, million, publishing, reads
+from tests.bench import advice, cold, housekeeping, kernel, million, playback, publishing, reads, textures
 from tests.bench.measure import Ratio
 from tests.harness import REPOSITORY, studio
 
 PARTS = {"publish": publishing.measure, "reads": reads.measure, "million": million.measure,
-         "kernel": kernel.measure, "cache": housekeeping.measure, "advice": advice.measure}  # fmt: skip
+         "kernel": kernel.measure, "cache": housekeeping.measure, "advice": advice.measure,
+         "cold": cold.measure, "playback": playback.measure, "textures": textures.measure}  # fmt: skip
 console = Console(width=None if sys.stdout.isatty() else 150)
 
 

@@ -17,6 +17,11 @@ from typing import Any
 RUNS = 5
 
 
+def scaled(usual: int, full: int) -> int:
+    """How many: ``usual``, or ``full`` with BENCH_FULL in the environment, which takes minutes."""
+    return full if os.environ.get("BENCH_FULL") else usual
+
+
 @dataclass(frozen=True)
 class Ratio:
     """Ours against theirs: the median of the ratios pair by pair, and the medians of both, in seconds or another unit.
