@@ -271,6 +271,9 @@ class Breaker:
             return None
         except DamfsError as error:
             return str(error)
+        except Exception as error:  # whatever it is, the source is looked at again: it must not end the daemon
+            logger.exception("source %s: a probe ended with an error that is a bug, or of this machine", self.name)
+            return f"it cannot be probed: {error!r}"
         return f"no answer within {PROBE_S:g} s"
 
     def _failed(self, reason: str, begun: float, deadline: float) -> None:

@@ -249,3 +249,18 @@ def test_whatever_a_source_does_every_request_ends_in_time_and_a_source_that_is_
         assert trio.current_time() - begun <= 20.001
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def test_a_probe_that_meets_a_bug_or_no_thread_is_a_failed_one_and_ends_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    source = Played()
+    source.down()
+    async with running(source) as breaker:
+        await failures(breaker, LIMITS.failures_max)
+        source.probe_fault = RuntimeError("can't start new thread")  # type: ignore[assignment]  # nothing it may raise
+        await trio.sleep(20)
+        assert "can't start new thread" in (breaker.status().down_because or "")
+        source.up()
+        await trio.sleep(LIMITS.pause_s_max + 1)
+        assert await outcome(breaker) == DATA
