@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from cache.fetch import Ring
+from cache.sources import threads
 from cache.sources.central import CentralSource
 from cache.sources.protocol import ObjectRef, SourceStatus
 from cache.sources.retry import Retrying
@@ -19,6 +20,8 @@ from manifest.errors import AccessDenied, DamfsError, FormatError, NotFound, Una
 from tests.cache.contents import MIB, SHOW, put, sample
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from manifest.library import Library
 
 REF = ObjectRef(SHOW, "chunk", Digest.of(b"chunk"), 5)
@@ -184,6 +187,64 @@ async def test_a_request_that_finds_no_thread_ends_at_its_deadline() -> None:
         library.go.set()
     assert time.monotonic() - begun < 5
     assert all(timeout <= 15 for timeout in library.timeouts)
+
+
+class HangingLibrary(SlowLibrary):
+    """A library on a file system that hangs: no time-out counts."""
+
+    def get(self, key: str, *, timeout_s: float = 30, bytes_max: int | None = None) -> bytes:  # noqa: ARG002
+        self.timeouts.append(timeout_s)
+        self.go.wait(60)
+        return b"bytes"
+
+
+@pytest.fixture
+def hanging() -> Iterator[HangingLibrary]:
+    library = HangingLibrary()
+    yield library
+    library.go.set()
+
+
+async def test_a_request_that_heeds_no_timeout_is_given_up_behind_its_deadline_and_keeps_its_place(
+    hanging: HangingLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "OVERTIME_S", 0.1)
+    source = CentralSource(hanging, limiter_threads=1)
+    for _ in range(2):
+        with trio.fail_after(20), pytest.raises(Unavailable):
+            await source.fetch(REF, trio.current_time() + 0.2)
+    assert len(hanging.timeouts) == 1
+    hanging.go.set()
+    with trio.fail_after(20):
+        assert await source.fetch(REF, trio.current_time() + 20) == b"bytes"
+
+
+async def test_probes_that_hang_take_no_more_than_a_few_threads(hanging: HangingLibrary) -> None:
+    source = CentralSource(hanging)
+    for _ in range(3 * threads.BESIDE_MAX):
+        with trio.move_on_after(0.05):
+            await source.probe(trio.current_time() + 5)
+    assert len(hanging.timeouts) <= threads.BESIDE_MAX
+    hanging.go.set()
+    with trio.fail_after(20):
+        await source.probe(trio.current_time() + 20)
+
+
+async def test_a_thread_that_the_machine_does_not_give_costs_no_place(
+    file_library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = put(file_library, sample(1, MIB))
+    chunk = ObjectRef(SHOW, "chunk", *made.recipe[0])
+    source = CentralSource(file_library, limiter_threads=1)
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trio._threads.start_thread_soon", refuse)
+        with pytest.raises(RuntimeError):
+            await source.fetch(chunk, trio.current_time() + 5)
+    assert await source.fetch(chunk, trio.current_time() + 5)
 
 
 def test_the_ring_is_bounded_and_forgets_the_oldest() -> None:
