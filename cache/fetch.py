@@ -1,7 +1,7 @@
 """Fetching: one fetch an object however many wait, and the one place where bytes are verified.
 
-State: the flights under way (by tenant and digest), a short memory of failures, a ring of recent chunks that could
-not be kept on disk. All of it bounded, all of it touched on the event loop only.
+State: the flights under way (by tenant, digest and length), a short memory of failures, a ring of recent chunks that
+could not be kept on disk. All of it bounded, all of it touched on the event loop only.
 
 Rules:
 - A flight belongs to the cache's nursery: a reader that gives up never cancels it. One that joins it while it waits
@@ -48,7 +48,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Key = tuple[str, bytes]
+Key = tuple[str, bytes, int | None]
+"""Tenant, digest, length: two recipes may name one chunk with two lengths, and what is right for one is not for the
+other."""
 
 NEGATIVE_S = 0.5
 NEGATIVES_MAX = 1024
@@ -293,7 +295,7 @@ class Fetcher:
 
     def recent(self, ref: ObjectRef) -> memoryview | bytes | None:
         """The bytes if they are in memory: in a flight that has landed, or in the ring. Verified."""
-        key = (ref.tenant, ref.digest)
+        key = _key(ref)
         flight = self._flights.get(key)
         if flight is not None and flight.data is not None:
             return flight.data
@@ -303,7 +305,7 @@ class Fetcher:
         self, ref: ObjectRef, sink: Sink, deadline: float, hint: str, priority: Priority = Priority.DEMAND
     ) -> bool:
         """Start a fetch without waiting for it; False when there is no room, or a reason against it."""
-        key = (ref.tenant, ref.digest)
+        key = _key(ref)
         if self._closed or not self._has_room(key, priority) or self._failed(key) is not None:
             return False
         self._begin(key, ref, sink, deadline, hint, priority).stays = True
@@ -319,7 +321,7 @@ class Fetcher:
         to go on when it has begun, or was ever asked for with DEMAND. Raises Unavailable, NotFound, AccessDenied,
         DigestMismatch.
         """
-        key = (ref.tenant, ref.digest)
+        key = _key(ref)
         while True:
             if self._closed:
                 raise Unavailable(f"{ref}: the cache is closed")
@@ -366,7 +368,7 @@ class Fetcher:
         flight = self._flights.get(key)
         if flight is None or flight.withdrawn:
             turn = self.queue.enter(ref.length or UNKNOWN_LENGTH_BYTES, priority)
-            times = self._counters.timings.begin(key)
+            times = self._counters.timings.begin(key[:2])
             flight = Flight(replace(ref, hint=hint), max(deadline, trio.current_time() + FLIGHT_S_MIN), turn, times)
             self._flights[key] = flight
             self._nursery.start_soon(self._fly, key, flight)
@@ -407,19 +409,19 @@ class Fetcher:
             if not flight.withdrawn:
                 self._remember(key, error)
             flight.error = error
-        except trio.Cancelled:
-            flight.error = Unavailable(f"{flight.ref}: the cache is being closed")
-            raise
         except Exception as error:
             logger.exception("%s: a fetch ended with an error that is a bug", flight.ref)
             flight.error = Unavailable(f"{flight.ref}: {type(error).__name__}, see the log")
             self._remember(key, flight.error)
+        except BaseException:  # Cancelled, or a group of such where the sources' wrappers have nurseries
+            flight.error = Unavailable(f"{flight.ref}: the cache is being closed")
+            raise
         finally:
             self.queue.leave(flight.turn)
             if flight.found is not None:
                 flight.found.file.done()
             if self._flights.get(key) is flight:  # else one that was withdrawn has a successor
-                self._counters.timings.fetched(key, "" if flight.error is None else str(flight.error))
+                self._counters.timings.fetched(key[:2], times, "" if flight.error is None else str(flight.error))
                 del self._flights[key]
             flight.landed.set()
             for sink in flight.sinks.values():
@@ -483,6 +485,10 @@ class Fetcher:
         self._negative.move_to_end(key)
         while len(self._negative) > NEGATIVES_MAX:
             self._negative.popitem(last=False)
+
+
+def _key(ref: ObjectRef) -> Key:
+    return ref.tenant, ref.digest, ref.length
 
 
 def _again(error: DamfsError) -> DamfsError:

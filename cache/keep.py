@@ -131,6 +131,7 @@ class Keeper:
         """As ``store_chunk``, when nobody else stores that chunk."""
         recipe = content.recipe
         assert recipe is not None
+        assert len(data) == recipe[index].length, "a chunk of another length is another one's"
         while content.ready is not None:
             await content.ready.wait()
         while (under_way := content.storing.get(index)) is not None:

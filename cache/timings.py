@@ -144,13 +144,14 @@ class Timings:
         _put(self._reads, content, Reads(times, slowest), CONTENTS_MAX)
 
     def begin(self, key: Key) -> FetchTimes:
-        """A fetch of the object ``key`` begins, the only one of it; to be followed by ``fetched``."""
+        """A fetch of the object ``key`` begins, ``fetched`` is to follow. Of two at once the later has the answers."""
         times = self._under_way[key] = FetchTimes()
         return times
 
-    def fetched(self, key: Key, error: str) -> None:
-        """The fetch of the object ``key`` has ended; ``error`` is empty when it went well."""
-        times = self._under_way.pop(key)
+    def fetched(self, key: Key, times: FetchTimes, error: str) -> None:
+        """The fetch that ``begin`` gave these ``times`` has ended; ``error`` is empty when it went well."""
+        if self._under_way.get(key) is times:
+            del self._under_way[key]
         times.end(error)
         _put(self._fetches, key, times, OBJECTS_MAX)
 

@@ -250,11 +250,11 @@ async def test_a_thread_that_the_machine_does_not_give_costs_no_place(
 def test_the_ring_is_bounded_and_forgets_the_oldest() -> None:
     ring = Ring(100)
     for i in range(5):
-        ring.put((SHOW, bytes([i])), bytes(30))
-    assert [ring.get((SHOW, bytes([i]))) is not None for i in range(5)] == [False, False, True, True, True]
-    ring.get((SHOW, b"\x02"))
-    ring.put((SHOW, b"\x09"), bytes(30))
-    assert ring.get((SHOW, b"\x02")) is not None
-    assert ring.get((SHOW, b"\x03")) is None
-    ring.put((SHOW, b"\x0a"), bytes(101))
-    assert ring.get((SHOW, b"\x0a")) is None
+        ring.put((SHOW, bytes([i]), 30), bytes(30))
+    assert [ring.get((SHOW, bytes([i]), 30)) is not None for i in range(5)] == [False, False, True, True, True]
+    ring.get((SHOW, b"\x02", 30))
+    ring.put((SHOW, b"\x09", 30), bytes(30))
+    assert ring.get((SHOW, b"\x02", 30)) is not None
+    assert ring.get((SHOW, b"\x03", 30)) is None
+    ring.put((SHOW, b"\x0a", 30), bytes(101))
+    assert ring.get((SHOW, b"\x0a", 30)) is None

@@ -32,8 +32,7 @@ def test_so_many_contents_and_objects_are_remembered_and_no_more() -> None:
     for n in range(timings.OBJECTS_MAX + 10):
         key = ("apollo", n.to_bytes(4, "big"))
         kept.read(key, read(1.0))
-        kept.begin(key)
-        kept.fetched(key, "")
+        kept.fetched(key, kept.begin(key), "")
     last = ("apollo", (timings.OBJECTS_MAX + 9).to_bytes(4, "big"))
     known = [n for n in range(timings.OBJECTS_MAX + 10) if kept.reads_of(("apollo", n.to_bytes(4, "big")))]
     assert len(known) == timings.CONTENTS_MAX
@@ -62,17 +61,24 @@ def test_the_steps_of_a_fetch_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     times.enter("store")
     now += 8.0
     assert times.so_far_s == 15.5
-    kept.fetched(key, "")
+    kept.fetched(key, times, "")
     found = kept.fetch_of(key)
     assert found is times
     assert (found.turn_s, found.nearby_s, found.source_s, found.verify_s, found.store_s) == (1, 2, 4, 0.5, 8)
     assert (found.total_s, found.source, found.error) == (15.5, "central", "")
 
 
+def test_of_two_fetches_of_one_object_each_ends_by_itself() -> None:
+    kept, key = Timings(), ("apollo", b"c")
+    first, second = kept.begin(key), kept.begin(key)
+    kept.fetched(key, second, "")
+    kept.fetched(key, first, "of another length")
+    assert kept.fetch_of(key) is first
+
+
 def test_an_error_is_cut_to_a_line() -> None:
     kept = Timings()
-    kept.begin(("apollo", b"c"))
-    kept.fetched(("apollo", b"c"), "x" * 10_000)
+    kept.fetched(("apollo", b"c"), kept.begin(("apollo", b"c")), "x" * 10_000)
     found = kept.fetch_of(("apollo", b"c"))
     assert found is not None
     assert len(found.error) == timings.ERROR_CHARACTERS_MAX
