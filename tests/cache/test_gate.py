@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from cache.fetch import Fetcher
 from cache.metrics import CacheMetrics, Counters
 from cache.sources.gate import TOLD_S, Gate
+from cache.sources.policy import Policy
 from cache.sources.protocol import ObjectRef, SourceStatus
 from manifest.digest import Digest
 from manifest.errors import Offline, Unavailable
@@ -124,3 +125,22 @@ async def test_the_log_has_one_line_a_minute_for_all_refusals(
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert [line.split(" ")[0] for line in lines] == ["plate.0.exr", "plate.0.exr", "plate.last.exr"]
     assert "(49 more were refused before)" in lines[1]
+
+
+async def test_who_waits_when_the_cache_closes_is_told_so_however_many_requests_are_under_way(
+    store: Store, autojump_clock: trio.testing.MockClock
+) -> None:
+    counters, told = Counters(), []
+    metrics = CacheMetrics(counters, dict, dict, dict, dict, CollectorRegistry())
+
+    async def wait(made: Fetcher) -> None:
+        with pytest.raises(Unavailable, match="the cache is being closed"):
+            await get(made)
+        told.append(True)
+
+    async with trio.open_nursery() as outer, trio.open_nursery() as nursery:
+        outer.start_soon(wait, Fetcher(nursery, [store], counters, metrics, policy=Policy()))
+        await trio.sleep(20)  # by now a second request is under way beside the first
+        assert store.asked == 2
+        nursery.cancel_scope.cancel()
+    assert told
