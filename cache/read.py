@@ -3,7 +3,8 @@
 State: none of its own. Rules:
 - A read is exactly as long as asked (within the size) or an error.
 - Reads of the cache disk have a limiter of their own: neither sources nor stores can hold them up.
-- What the cache disk does not give back is not an error of the reader's: it is dropped and fetched.
+- What the cache disk does not give back is not an error of the reader's: it is dropped and fetched. A recipe that the
+  index does not give within LOOK_UP_S is fetched, too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import trio
 from cache.content import require_size
 from cache.files import read_nowait
 from cache.keep import ChunkSink, SmallSink
+from cache.opening import LOOK_UP_S
 from cache.queue import Priority
 from cache.small import small_key
 from cache.sources.protocol import ObjectRef
@@ -71,6 +73,7 @@ class Reader:
         self._disk_limiter = trio.CapacityLimiter(DISK_THREADS)
         self._small_limiter = trio.CapacityLimiter(SMALL_THREADS)
         self._recipe_limiter = trio.CapacityLimiter(RECIPE_THREADS)
+        self._parse_limiter = trio.CapacityLimiter(RECIPE_THREADS)
 
     def read_nowait(self, content: Content, offset: int, size: int) -> bytearray | bytes | None:
         """The bytes [offset, offset + size), within the size, if they are in memory; else None. Never blocks."""
@@ -268,15 +271,18 @@ class Reader:
     async def _load_recipe(self, content: Content, deadline: float, priority: Priority = Priority.DEMAND) -> Recipe:
         """The recipe of a content whose recipe is an object of its own: from the index, else from a source."""
         key = content.tenant, content.content
+        recipe: Recipe | None = None
         try:
-            recipe = await trio.to_thread.run_sync(self._kept_recipe, *key, limiter=self._recipe_limiter)
+            with trio.move_on_after(LOOK_UP_S):
+                recipe = await trio.to_thread.run_sync(
+                    self._kept_recipe, *key, abandon_on_cancel=True, limiter=self._recipe_limiter
+                )
         except sqlite3.Error as error:
             self._index.failed(error)
-            recipe = None
         if recipe is None:
             ref = ObjectRef(content.tenant, "recipe", content.content, None)
             data = bytes(await self._fetcher.get(ref, None, deadline, content.hint, priority))
-            recipe = await trio.to_thread.run_sync(Recipe.from_object, data, limiter=self._recipe_limiter)
+            recipe = await trio.to_thread.run_sync(Recipe.from_object, data, limiter=self._parse_limiter)
             self._nursery.start_soon(self._keeper.keep_recipe, *key, recipe.packed)
         if content.recipe is not None:
             return content.recipe  # somebody else was faster

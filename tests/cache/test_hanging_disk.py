@@ -112,6 +112,25 @@ async def test_a_disk_that_does_not_say_what_it_has_of_a_file_keeps_nobody_from_
         await quiet(cache)
 
 
+async def test_a_disk_that_does_not_give_a_recipe_keeps_nobody_from_fetching_that(
+    folder: Path, file_library: Library, source: FaultySource, monkeypatch: pytest.MonkeyPatch, answers: threading.Event
+) -> None:
+    monkeypatch.setattr("cache.read.LOOK_UP_S", 0.1)
+    made = [put(file_library, sample(i, MIB, MIB // 4), recipe_object=True) for i in range(4)]
+
+    def hang(_index: Index, _tenant: str, _content: bytes) -> bytes | None:
+        answers.wait(60)
+        return None
+
+    monkeypatch.setattr(Index, "recipe", hang)
+    async with opened(folder, [source]) as cache:
+        for one in made:
+            with trio.fail_after(10):
+                assert await read_sample(cache, one, with_recipe=False) == one.data
+        answers.set()
+        await quiet(cache)
+
+
 async def test_what_is_found_on_a_disk_that_fails_then_is_closed_when_it_is_let_go_of(
     folder: Path, file_library: Library, source: FaultySource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
