@@ -78,12 +78,17 @@ class CacheAdmin:
             )
 
     async def present_bytes(self, tenant: str, contents: Sequence[tuple[Digest, int]]) -> list[int]:
-        """How much of each content, given with its size, is cached. Raises Unavailable when the index cannot say."""
+        """How much of each content, given with its size, is cached. Raises Unavailable when the index cannot say.
+
+        Cancellation leaves the thread to itself: a disk that hangs holds nobody.
+        """
         wanted = list({content for content, _ in contents})
         found: dict[bytes, int] = {}
         for shelf in self._shelves:
             try:
-                found |= await trio.to_thread.run_sync(shelf.index.present, tenant, wanted, limiter=self._limiter)
+                found |= await trio.to_thread.run_sync(
+                    shelf.index.present, tenant, wanted, abandon_on_cancel=True, limiter=self._limiter
+                )
             except sqlite3.Error as error:
                 raise _index_fails(shelf, error) from error
         for content in wanted:

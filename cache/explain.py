@@ -1,7 +1,8 @@
 """What the cache knows of one content, for whoever asks why reading it is slow.
 
 State: none beside a limiter. Rules: no source is asked, and nothing changes. What is counted chunk by chunk, and the
-look into the index, is done in a thread, on a copy: a file may have 100,000 chunks. What is told is bounded.
+look into the index, is done in a thread, on a copy: a file may have 100,000 chunks. What is told is bounded. A disk
+that does not answer within LOOK_UP_S is not waited for: what it has is not told then.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from cache.handle import LENT_SHARE
+from cache.opening import LOOK_UP_S
 from cache.pinned import Pinned
 from cache.queue import Priority
 from cache.small import SMALL_BYTES_MAX
@@ -132,6 +134,7 @@ class Explainer:
     def __init__(self, cache: CacheStore) -> None:
         self._cache = cache
         self._limiter = trio.CapacityLimiter(THREADS)
+        self._looking = trio.CapacityLimiter(THREADS)
 
     async def explain(
         self, tenant: str, content: Digest, size: int, digest: Digest, recipe: Recipe | None
@@ -146,7 +149,10 @@ class Explainer:
         def look() -> tuple[_State, list[int], bool]:
             return _look(shelf, tenant, content, size, recipe, state)
 
-        seen, pins, readable = await trio.to_thread.run_sync(look, limiter=self._limiter)
+        found: tuple[_State, list[int], bool] = state or _nothing(recipe), [], False
+        with trio.move_on_after(LOOK_UP_S):
+            found = await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=self._looking)
+        seen, pins, readable = found
 
         def count() -> tuple[list[tuple[int, int]], int, list[Flight], list[Fetched], Chunks | None]:
             known = seen.recipe
@@ -159,6 +165,8 @@ class Explainer:
         alive = {id(flight) for flight in cache.fetcher.flights}
         mine = [flight for flight in mine if id(flight) in alive]
         why_not = _why_not(seen, size, digest, shelf)
+        if not readable and state is None and shelf is not None and not shelf.is_retired:
+            why_not = f"the cache in {shelf.folder} does not say what it has of it: its disk fails, or hangs"
         last, slowest = (None, None) if reads is None else (_cost(reads.last), _cost(reads.slowest))
         is_small = 0 < size <= SMALL_BYTES_MAX
         return Explained(
@@ -254,13 +262,17 @@ def _look(
     if recipe is None:
         recipe = state.recipe if state is not None and state.recipe is not None else _parsed(packed, content)
     if state is None:
-        nothing = _State(b"", 0, None, settled=False, doubted=False, refs=0, lent=0, recipe=recipe)
+        nothing = _nothing(recipe)
         state = nothing if row is None or row.size != size else replace(
             nothing, present=row.present, present_bytes=row.present_bytes, whole=row.whole or None, settled=True
         )  # fmt: skip
     elif state.recipe is None and recipe is not None:
         state = replace(state, recipe=recipe)
     return state, pins, is_readable
+
+
+def _nothing(recipe: Recipe | None) -> _State:
+    return _State(b"", 0, None, settled=False, doubted=False, refs=0, lent=0, recipe=recipe)
 
 
 def _parsed(packed: bytes | None, content: Digest) -> Recipe | None:

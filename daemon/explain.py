@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from cache.explain import Explainer, queued
+from cache.opening import LOOK_UP_S
 from daemon.advice import advise
 from daemon.frames import Sequences, pattern_of
 from daemon.rights import READ, SEARCH
@@ -166,9 +167,11 @@ class Explain:
     async def _present(self, place: Place, rows: Sequence[Row]) -> list[int]:
         contents = [(Digest(row.content or b""), row.size) for row in rows]
         try:
-            return await self._cache.admin.present_bytes(place.show, contents)
+            with trio.move_on_after(LOOK_UP_S):
+                return await self._cache.admin.present_bytes(place.show, contents)
         except Unavailable:
             return [0] * len(contents)
+        raise Unavailable("the cache does not say what it has of these files: its disk hangs")
 
 
 def why_daemon(why_not_lent: str | None, reading: Reading) -> str | None:

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from cache import fetch, health, opening, service, shelf
+from cache.explain import Explained, Explainer
 from cache.fetch import Ring
 from cache.files import write_chunk
 from cache.index import Index, ObjectRow
@@ -129,6 +130,39 @@ async def test_a_disk_that_does_not_give_a_recipe_keeps_nobody_from_fetching_tha
                 assert await read_sample(cache, one, with_recipe=False) == one.data
         answers.set()
         await quiet(cache)
+
+
+async def test_a_disk_that_hangs_is_told_of_and_not_waited_for(
+    folder: Path, file_library: Library, source: FaultySource, monkeypatch: pytest.MonkeyPatch, answers: threading.Event
+) -> None:
+    monkeypatch.setattr("cache.explain.LOOK_UP_S", 0.1)
+    made = put(file_library, sample(1, MIB, MIB // 4))
+
+    def hang(_index: Index, _tenant: str, _content: bytes) -> ObjectRow | None:
+        answers.wait(60)
+        return None
+
+    async with opened(folder, [source]) as cache:
+        assert await read_sample(cache, made) == made.data
+        await quiet(cache)
+        explainer = Explainer(cache)
+
+        async def told() -> Explained:
+            return await explainer.explain(SHOW, made.content, made.size, made.digest, made.recipe)
+
+        assert (await told()).here_bytes == made.size
+        monkeypatch.setattr(Index, "find", hang)
+        monkeypatch.setattr(Index, "present", hang)
+        for _ in range(4):
+            with trio.move_on_after(0.1) as patience:
+                await cache.admin.present_bytes(SHOW, [(made.content, made.size)])
+            assert patience.cancelled_caught
+            with trio.fail_after(10):
+                found = await told()
+            assert found.chunks is not None
+            assert "its disk fails, or hangs" in (found.why_not_lent or "")
+        answers.set()
+        await until(lambda: explainer._looking.borrowed_tokens == 0)
 
 
 async def test_what_is_found_on_a_disk_that_fails_then_is_closed_when_it_is_let_go_of(
