@@ -4,12 +4,14 @@ State: none beside limiters. Rules:
 
 - No source is asked and nothing is waited for but this machine's disk: it works offline, and of a show that nobody has
   used yet there is nothing to tell.
-- It is told on the view socket, to any user, what the kernel would let that user read (daemon/rights.py).
+- It is told on the view socket, to any user, what the kernel would let that user read (daemon/rights.py). Files of one
+  content share what is remembered of its reads: what an error says of another file is not told.
 - What is told is bounded, however many files a folder or chunks a file has.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 FILES_MAX = 50_000
 """So many names of a folder are looked at."""
 AT_ONCE = 4
+_OF_AN_OBJECT = re.compile(r"(chunk|recipe) b3:[0-9a-f]{64} |shows/[a-z0-9_-]+/(chunks|recipes)/[0-9a-f/]+ ")
 STAYS = (
     "a program opened it before all of it was here, and the way of reading stays until everybody has closed it: close "
     "it in all programs and open it again"
@@ -105,7 +108,7 @@ class Explain:
         }
         if row.kind == Kind.FILE and pattern is None:
             rights.require(place.path, row, READ)
-            found = {**head, "file": await self._file(place)}
+            found = {**head, "file": await self._file(place, rights)}
         else:
             rights.require(place.path, row, READ | SEARCH)
             found = {**head, "folder": await self._folder(place, rights, pattern)}
@@ -115,7 +118,7 @@ class Explain:
         timings = self._cache.counters.timings
         return [{**asdict(one), "bytes_per_s": timings.bytes_per_s(one.name)} for one in self._cache.sources.status()]
 
-    async def _file(self, place: Place) -> dict[str, Any]:
+    async def _file(self, place: Place, rights: Rights) -> dict[str, Any]:
         row, info = place.row, await place.about(place.row.since)
         assert row.content is not None
         assert row.digest is not None
@@ -126,8 +129,13 @@ class Explain:
         way = None if slot is None else reading.way_of(row_ino(slot, row.id))
         why_not = STAYS if way == "daemon" and known.may_lend else known.why_not_lent
         why = why_daemon(why_not, reading)
+        told = asdict(known)
+        if rights.peer is not None:
+            for one in (told["last_read"], told["slowest_read"], *told["fetched"]):
+                if one is not None:
+                    one["error"] = without_names(one["error"], place.path)
         return {
-            **asdict(known),
+            **told,
             "digest": str(digest),
             "content": str(content),
             "version": row.since,
@@ -172,6 +180,13 @@ class Explain:
         except Unavailable:
             return [0] * len(contents)
         raise Unavailable("the cache does not say what it has of these files: its disk hangs")
+
+
+def without_names(error: str, path: str) -> str:
+    """An error for somebody who may read ``path`` and perhaps no other file of the same content, which it may name."""
+    if not error or error.startswith(f"{path}: ") or _OF_AN_OBJECT.match(error):
+        return error
+    return "it failed; who may administer the mount is told why"
 
 
 def why_daemon(why_not_lent: str | None, reading: Reading) -> str | None:

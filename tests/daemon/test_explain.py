@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from daemon.advice import advise
-from daemon.explain import Reading, why_daemon
+from daemon.explain import Reading, why_daemon, without_names
 from daemon.frames import RANGES_MAX, SEQUENCES_MAX, Sequences, pattern_of
 from daemon.peercred import Peer, peer_of
 from daemon.rights import READ, SEARCH, Rights
@@ -85,6 +85,25 @@ def test_the_peer_of_a_socket_has_its_supplementary_groups() -> None:
         found = peer_of(one)
     assert found is not None
     assert (found.uid, found.gid, set(found.groups)) == (os.geteuid(), os.getegid(), set(os.getgroups()))
+
+
+DIGEST = "b3:" + 64 * "a"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_told"),
+    [
+        ("", True),
+        ("v001/a.exr: not in the cache, and nothing is fetched", True),
+        (f"chunk {DIGEST} of apollo: source central is down", True),
+        (f"shows/apollo/chunks/aa/{DIGEST[3:]} could not be read in library s3://dam: refused", True),
+        ("private/b.exr: not in the cache, and nothing is fetched", False),
+        ("v001/a.exr.old: not in the cache, and nothing is fetched", False),
+        ("shows/secret.exr: not in the cache, and nothing is fetched", False),
+    ],
+)
+def test_an_error_that_names_another_file_of_the_same_content_is_not_told(error: str, is_told: bool) -> None:
+    assert (without_names(error, "v001/a.exr") == error) is is_told
 
 
 # Sequences

@@ -254,7 +254,9 @@ def shared(options: str, binding: str = "") -> Iterator[Mount]:
     try:
         with studio(folder / "studio", **mounting_with(binding)) as made:
             made.run("init", made.url, "--show", "apollo")
-            source = write_tree(folder / "source", {name: random_bytes(200_000, n) for n, name in enumerate(modes)})
+            files = {name: random_bytes(200_000, n) for n, name in enumerate(modes)}
+            files["twin.exr"] = files["private/inside.exr"]
+            source = write_tree(folder / "source", files)
             for name, mode in modes.items():
                 (source / name).chmod(mode)
             (source / "private").chmod(0o700)
@@ -315,11 +317,22 @@ def test_anybody_is_told_what_the_kernel_would_let_them_read_and_nothing_else() 
             mount, STRANGER, ["v001/private/inside.exr", "v001/private/no-such-name", "v001"]
         )
         assert there == absent, "whether a name is there is not told either"
-        assert (folder["folder"]["files"], folder["folder"]["unreadable"]) == (1, 2)
-        assert [one["name"] for one in folder["folder"]["sequences"]] == ["public.exr"]
+        assert (folder["folder"]["files"], folder["folder"]["unreadable"]) == (2, 2)
+        assert [one["name"] for one in folder["folder"]["sequences"]] == ["public.exr", "twin.exr"]
         mount.path.parent.chmod(0o700)
         code, found = ask_as_through_the_socket(mount, STRANGER)
         assert (code, found["kind"]) == (403, "AccessDenied")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_nobody_learns_the_name_of_a_file_of_the_same_bytes_that_they_may_not_see() -> None:
+    with shared("allow_other,") as mount:
+        mount.studio.run("offline", "on")
+        assert read_error(mount.path / "apollo/v001/private/inside.exr") != 0
+        assert "inside" in file_of(mount, "apollo:v001/twin.exr")["last_read"]["error"]
+        (found,) = ask_as(mount, STRANGER, ["v001/twin.exr"])
+        assert found["file"]["last_read"]["error"]
+        assert "inside" not in json.dumps(found)
 
 
 def ask_as_through_the_socket(mount: Mount, uid: int) -> tuple[int, dict[str, Any]]:
