@@ -12,6 +12,7 @@ State: none beside limiters. Rules:
 from __future__ import annotations
 
 import re
+from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,8 @@ class Explain:
                 if pattern is None:
                     raise
             async with self._places.at(show, at, folder, rights.enter) as place:
+                if place.row.kind != Kind.FOLDER:
+                    raise NotFound(f"{path}: {place.path} is not a folder")
                 return await self._of(place, path, rights, pattern)
 
     async def _of(self, place: Place, asked: str, rights: Rights, pattern: Pattern | None) -> dict[str, Any]:
@@ -149,21 +152,26 @@ class Explain:
 
     async def _folder(self, place: Place, rights: Rights, pattern: Pattern | None) -> dict[str, Any]:
         found = Sequences(pattern)
-        folders = files = unreadable = size_bytes = here_bytes = 0
+        looked_at = folders = files = unreadable = size_bytes = here_bytes = 0
         is_complete = True
-        async for batch in place.names():
-            folders += sum(row.kind == Kind.FOLDER for row in batch)
-            mine = [row for row in batch if row.kind == Kind.FILE and found.takes(row.name)]
-            told = [row for row in mine if rights.may(row, READ)]
-            unreadable += len(mine) - len(told)
-            for row, present_bytes in zip(told, await self._present(place, told), strict=True):
-                found.add(row.name, row.size, present_bytes)
-                files += 1
-                size_bytes += row.size
-                here_bytes += present_bytes
-            if files >= FILES_MAX:
-                is_complete = False
-                break
+        before = "" if pattern is None else pattern[0]
+        async with aclosing(place.names(before)) as batches:
+            async for batch in batches:
+                looked_at += len(batch)
+                folders += sum(row.kind == Kind.FOLDER for row in batch)
+                mine = [row for row in batch if row.kind == Kind.FILE and found.takes(row.name)]
+                told = [row for row in mine if rights.may(row, READ)]
+                unreadable += len(mine) - len(told)
+                for row, present_bytes in zip(told, await self._present(place, told), strict=True):
+                    found.add(row.name, row.size, present_bytes)
+                    files += 1
+                    size_bytes += row.size
+                    here_bytes += present_bytes
+                if not batch[-1].name.startswith(before):
+                    break
+                if looked_at >= FILES_MAX:
+                    is_complete = False
+                    break
         if pattern is not None and not files:
             raise NotFound(f"{place.show}:{place.path} has no frames of {'#'.join(pattern)} that you may read")
         return {

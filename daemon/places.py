@@ -19,7 +19,7 @@ from manifest.names import At, Revision, check_path, join, parse_at
 from manifest.replica import Kind, Replica
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 
     from daemon.sync import Sync
     from manifest.recipe import Recipe
@@ -51,9 +51,11 @@ class Place:
         while batch := await trio.to_thread.run_sync(list, islice(self._walk, BATCH), limiter=self._limiter):
             yield batch
 
-    async def names(self) -> AsyncIterator[list[Row]]:
-        """What lies in this folder, sorted by name, at most BATCH at a time; nothing of what lies below."""
-        after = ""
+    async def names(self, after: str = "") -> AsyncGenerator[list[Row], None]:
+        """What lies in this folder behind ``after``, sorted by name, at most BATCH at a time; nothing that lies below.
+
+        To be closed when it is left before its end.
+        """
         while batch := await trio.to_thread.run_sync(self._list, after, limiter=self._limiter):
             yield batch
             after = batch[-1].name

@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cache.metrics import Counters
+from cache.queue import Queue
+from daemon import explain
 from daemon.advice import advise
-from daemon.explain import Reading, why_daemon, without_names
+from daemon.explain import Explain, Reading, why_daemon, without_names
 from daemon.frames import RANGES_MAX, SEQUENCES_MAX, Sequences, pattern_of
 from daemon.peercred import Peer, peer_of
 from daemon.rights import READ, SEARCH, Rights
-from manifest.errors import AccessDenied
+from manifest.errors import AccessDenied, NotFound
 from manifest.replica import ROOT, Kind, Row
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator
+
+    from manifest.digest import Digest
 
 OWNER, GROUP, STRANGER = 4001, 4002, 4003
 
 
 def row(mode: int) -> Row:
     """A file of this mode."""
-    return ROOT._replace(mode=mode, kind=int(Kind.FILE))
+    return ROOT._replace(mode=mode, kind=int(Kind.FILE), content=bytes(32))
 
 
 def rights(uid: int, gid: int, *groups: int) -> Rights:
@@ -134,6 +144,66 @@ def test_what_is_told_of_sequences_is_bounded() -> None:
     (plate,) = only.to_json()["sequences"]
     assert (plate["name"], plate["percent"], plate["whole"]) == ("plate.####.exr", 50, 2 * RANGES_MAX)
     assert (len(plate["absent"]), plate["absent_more"]) == (RANGES_MAX, RANGES_MAX)
+
+
+class Folder:
+    """A place as ``Places`` yields it: a folder of many names, of which ``told`` were asked for; or a file."""
+
+    show, revision, path = "apollo", 1, "v001"
+
+    def __init__(self, names: int, kind: Kind = Kind.FOLDER) -> None:
+        self.row = row(0o755)._replace(kind=int(kind))
+        self.told = 0
+        self._names = names
+
+    @asynccontextmanager
+    async def at(self, _show: str, _at: str | None, path: str, _enter: object) -> AsyncIterator[Folder]:
+        if "#" in path:
+            raise NotFound(path)
+        yield self
+
+    async def names(self, after: str = "") -> AsyncGenerator[list[Row], None]:
+        self.after = after
+        for first in range(1000, 1000 + self._names, 100):
+            self.told += 100
+            yield [row(0o600)._replace(name=f"plate.{first + n}.exr") for n in range(100)]
+        yield [row(0o600)._replace(name="q")]
+        raise AssertionError("nobody wants to know more")
+
+
+def explaining(place: Folder) -> Explain:
+    async def present_bytes(_show: str, contents: list[tuple[Digest, int]]) -> list[int]:
+        return [0] * len(contents)
+
+    fetcher = SimpleNamespace(available=lambda: None, queue=Queue(1))
+    cache = SimpleNamespace(
+        admin=SimpleNamespace(present_bytes=present_bytes), counters=Counters(), fetcher=fetcher,
+        sources=SimpleNamespace(status=list),
+    )  # fmt: skip
+    contact = SimpleNamespace(offline=False, reason=None, shut_because=None)
+    parts: Any = (cache, place, SimpleNamespace(contact=contact), {}, lambda: Reading("kernel", has_passthrough=True))
+    return Explain(*parts)
+
+
+@pytest.mark.parametrize("who", [rights(OWNER, GROUP), rights(STRANGER, 1)])
+async def test_so_many_names_of_a_folder_are_looked_at_and_no_more_whoever_may_read_them(
+    who: Rights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explain, "FILES_MAX", 250)
+    place = Folder(10_000)
+    found = await explaining(place).explain("apollo", None, "v001", who)
+    assert (place.told, found["folder"]["complete"]) == (300, False)
+
+
+async def test_frames_are_looked_for_where_their_names_can_lie_and_nowhere_else() -> None:
+    place = Folder(200)
+    found = await explaining(place).explain("apollo", None, "v001/plate.####.exr", rights(OWNER, GROUP))
+    assert (place.after, found["folder"]["files"], found["folder"]["complete"]) == ("plate.", 200, True)
+
+
+async def test_frames_below_a_file_are_not_found() -> None:
+    with pytest.raises(NotFound, match="v001 is not a folder"):
+        await explaining(Folder(100, Kind.FILE)).explain("apollo", None, "v001/plate.####.exr", rights(OWNER, GROUP))
 
 
 # Advice
