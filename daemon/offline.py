@@ -98,6 +98,9 @@ class OfflineSwitch:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(save, self._file, wish)
             except OSError as error:
+                if on:  # it may be there, and not surely so: a later mount is not to find what was refused
+                    with suppress(OSError), trio.CancelScope(shield=True):
+                        await trio.to_thread.run_sync(save, self._file, None)
                 raise ConfigurationError(f"it cannot be kept in {self._file}: {error.strerror}") from error
             self.wish = wish
             if wish is not None:
