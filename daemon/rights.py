@@ -11,7 +11,9 @@ State: none. Rules, as the kernel has them with ``default_permissions`` (fs/fuse
 
 from __future__ import annotations
 
+import errno
 import os
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from manifest.replica import Row
 
 READ, SEARCH = 4, 1
+_ACL_HEADER_BYTES = 4
+_ACL_ENTRY = struct.Struct("<HHI")
+_USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +65,15 @@ class Rights:
             )
 
     def require_way(self, mountpoint: Path) -> None:
-        """Raise AccessDenied unless all folders above the mountpoint may be searched. Blocking.
-
-        By their modes: an ACL that grants more does not count.
-        """
+        """Raise AccessDenied unless all folders above the mountpoint may be searched. Blocking."""
         if self.peer is None:
             return
         for folder in mountpoint.parents:
             try:
-                found = folder.stat()
+                is_granted = _may_search(self.peer, folder)
             except OSError as error:
                 raise AccessDenied(f"{folder} cannot be looked at: {error.strerror}") from error
-            if not _grants(self.peer, found.st_mode, (found.st_uid, found.st_gid), SEARCH):
+            if not is_granted:
                 raise AccessDenied(
                     f"uid {self.peer.uid} may not search {folder}, so nothing is told of what lies there"
                 )
@@ -89,3 +91,38 @@ def _grants(peer: Peer, mode: int, owner: tuple[int, int], what: int) -> bool:
     else:
         granted = mode
     return granted & what == what
+
+
+def _may_search(peer: Peer, folder: Path) -> bool:
+    """By the folder's ACL, where it has one, else by its mode. Raises OSError.
+
+    As acl_permission_check in fs/namei.c: without any right of the group, which is the ACL's mask, no ACL is looked at.
+    """
+    found = folder.stat()
+    owner = found.st_uid, found.st_gid
+    try:
+        acl = os.getxattr(folder, "system.posix_acl_access") if found.st_mode & 0o070 else b""
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            raise
+        acl = b""
+    return _acl_grants(peer, acl, owner, SEARCH) if acl else _grants(peer, found.st_mode, owner, SEARCH)
+
+
+def _acl_grants(peer: Peer, acl: bytes, owner: tuple[int, int], what: int) -> bool:
+    """As posix_acl_permission in fs/posix_acl.c; the attribute is as in include/uapi/linux/posix_acl_xattr.h."""
+    entries: list[tuple[int, int, int]] = list(_ACL_ENTRY.iter_unpack(acl[_ACL_HEADER_BYTES:]))
+    of = {tag: rights for tag, rights, _ in entries}
+    mask = of.get(_MASK, 0o7)
+    groups = {peer.gid, *peer.groups}
+    if peer.uid == owner[0]:
+        return of[_USER_OBJ] & what == what
+    mine = [rights for tag, rights, uid in entries if tag == _USER and uid == peer.uid]
+    if not mine:
+        mine = [
+            rights for tag, rights, gid in entries
+            if (tag == _GROUP_OBJ and owner[1] in groups) or (tag == _GROUP and gid in groups)
+        ]  # fmt: skip
+    if mine:
+        return any(rights & mask & what == what for rights in mine)
+    return of[_OTHER] & what == what

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from daemon.advice import advise
 from daemon.explain import Explain, Reading, why_daemon, without_names
 from daemon.frames import RANGES_MAX, SEQUENCES_MAX, Sequences, pattern_of
 from daemon.peercred import Peer, peer_of
-from daemon.rights import READ, SEARCH, Rights
+from daemon.rights import READ, SEARCH, Rights, _may_search
 from manifest.errors import AccessDenied, NotFound
 from manifest.replica import ROOT, Kind, Row
 
@@ -87,6 +88,41 @@ def test_who_may_not_come_to_the_mountpoint_is_told_nothing(tmp_path: Path) -> N
     mountpoint.parent.chmod(0o700)
     with pytest.raises(AccessDenied, match=f"may not search {mountpoint.parent}, "):
         rights(STRANGER, 1).require_way(mountpoint)
+
+
+def acl(*entries: tuple[int, int, int]) -> bytes:
+    """The attribute that holds these (tag, rights, id), as setfacl(1) writes it."""
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in sorted(entries))
+
+
+NOBODY = 0xFFFFFFFF
+BASE = ((0x01, 7, NOBODY), (0x04, 5, NOBODY), (0x10, 7, NOBODY))
+CLOSED, OPEN = (0x20, 0, NOBODY), (0x20, 5, NOBODY)
+
+
+@pytest.mark.parametrize(
+    ("entries", "who", "may"),
+    [
+        ((*BASE, (0x02, 0, STRANGER), OPEN), (STRANGER, 1), False),
+        ((*BASE, (0x02, 1, STRANGER), CLOSED), (STRANGER, 1), True),
+        ((*BASE, (0x08, 0, GROUP), OPEN), (STRANGER, 1, GROUP), False),
+        ((*BASE, (0x08, 1, GROUP), CLOSED), (STRANGER, 1, GROUP), True),
+        ((*BASE[:2], (0x10, 4, NOBODY), (0x02, 1, STRANGER), OPEN), (STRANGER, 1), False),
+        ((*BASE, (0x02, 0, OWNER), OPEN), (STRANGER, 1), True),
+        ((*BASE[:2], (0x10, 0, NOBODY), (0x02, 7, STRANGER), OPEN), (STRANGER, 1), True),
+    ],
+)
+def test_an_acl_above_the_mountpoint_counts_as_it_does_for_the_kernel(
+    tmp_path: Path, entries: tuple[tuple[int, int, int], ...], who: tuple[int, ...], may: bool
+) -> None:
+    (above := tmp_path / "home").mkdir()
+    try:
+        os.setxattr(above, "system.posix_acl_access", acl(*entries))
+    except OSError:
+        pytest.skip("no ACLs on the disk of the temporary files")
+    asked = rights(*who).peer
+    assert asked is not None
+    assert _may_search(asked, above) is may
 
 
 def test_the_peer_of_a_socket_has_its_supplementary_groups() -> None:
