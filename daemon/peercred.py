@@ -20,13 +20,13 @@ _GROUPS_BYTES = 1024
 class Peer:
     """The process that connected; ids as they were at connect(2). ``pid`` is 0 in a foreign pid namespace.
 
-    ``groups`` are its supplementary ones, empty where the kernel does not tell.
+    ``groups`` are its supplementary ones, None where the kernel does not tell.
     """
 
     pid: int
     uid: int
     gid: int
-    groups: tuple[int, ...] = ()
+    groups: tuple[int, ...] | None = ()
 
     def __str__(self) -> str:
         return f"pid {self.pid} of uid {self.uid}"
@@ -40,10 +40,10 @@ def peer_of(connection: socket.socket | trio.socket.SocketType) -> Peer | None:
     return Peer(pid, uid, gid, _groups_of(connection))
 
 
-def _groups_of(connection: socket.socket | trio.socket.SocketType) -> tuple[int, ...]:
-    """Up to 256 of them, which is what Python's getsockopt can take; of somebody with more, none."""
+def _groups_of(connection: socket.socket | trio.socket.SocketType) -> tuple[int, ...] | None:
+    """Up to 256 of them, which is what Python's getsockopt can take; of somebody with more it is not known."""
     try:
         found = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_BYTES)
     except OSError:
-        return ()
+        return None
     return struct.unpack(f"{len(found) // 4}I", found)

@@ -6,6 +6,7 @@ State: none. Rules, as the kernel has them with ``default_permissions`` (fs/fuse
   it. Its folders and files have the published modes, and the owner and the group of the configuration.
 - A name is looked up in a folder that one may search (x), listed in one that one may read (r); what is told of a file
   is as much as reading it would tell, so it takes the right to read it (r).
+- Whose groups are not known has the rights that a member of a group and anybody else both have.
 - Who may administer the mount, which its cache belongs to, may know everything: root, and the daemon's own user.
 """
 
@@ -86,8 +87,10 @@ class Rights:
 def _grants(peer: Peer, mode: int, owner: tuple[int, int], what: int) -> bool:
     if peer.uid == owner[0]:
         granted = mode >> 6
-    elif owner[1] in (peer.gid, *peer.groups):
+    elif owner[1] in (peer.gid, *(peer.groups or ())):
         granted = mode >> 3
+    elif peer.groups is None:  # perhaps it is one of them: what both have
+        granted = mode >> 3 & mode
     else:
         granted = mode
     return granted & what == what
@@ -114,7 +117,7 @@ def _acl_grants(peer: Peer, acl: bytes, owner: tuple[int, int], what: int) -> bo
     entries: list[tuple[int, int, int]] = list(_ACL_ENTRY.iter_unpack(acl[_ACL_HEADER_BYTES:]))
     of = {tag: rights for tag, rights, _ in entries}
     mask = of.get(_MASK, 0o7)
-    groups = {peer.gid, *peer.groups}
+    groups = {peer.gid, *(peer.groups or ())}
     if peer.uid == owner[0]:
         return of[_USER_OBJ] & what == what
     mine = [rights for tag, rights, uid in entries if tag == _USER and uid == peer.uid]
@@ -125,4 +128,5 @@ def _acl_grants(peer: Peer, acl: bytes, owner: tuple[int, int], what: int) -> bo
         ]  # fmt: skip
     if mine:
         return any(rights & mask & what == what for rights in mine)
-    return of[_OTHER] & what == what
+    perhaps = [rights & mask for tag, rights, _ in entries if tag in (_GROUP_OBJ, _GROUP) and peer.groups is None]
+    return all(rights & what == what for rights in (of[_OTHER], *perhaps))

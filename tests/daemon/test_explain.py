@@ -60,6 +60,19 @@ def test_a_user_is_told_what_the_modes_let_them_read(who: tuple[int, ...], mode:
     assert rights(*who).may(row(mode), READ) is may
 
 
+def test_whose_groups_are_not_known_has_no_right_that_a_member_would_not_have(tmp_path: Path) -> None:
+    asked = Peer(1, STRANGER, 1, None)
+    found = Rights.of(asked, is_admin=False, owner=(OWNER, GROUP), allow_other=True)
+    assert not found.may(row(0o604), READ)
+    assert found.may(row(0o644), READ)
+    (above := tmp_path / "home").mkdir()
+    try:
+        os.setxattr(above, "system.posix_acl_access", acl(*BASE, (0x08, 0, GROUP), OPEN))
+    except OSError:
+        pytest.skip("no ACLs on the disk of the temporary files")
+    assert not _may_search(asked, above)
+
+
 def test_a_folder_takes_the_right_to_search_it() -> None:
     with pytest.raises(AccessDenied, match="uid 4003 may not search seq010"):
         rights(STRANGER, 1).enter("seq010", row(0o744))
@@ -130,6 +143,7 @@ def test_the_peer_of_a_socket_has_its_supplementary_groups() -> None:
     with one, other:
         found = peer_of(one)
     assert found is not None
+    assert found.groups is not None
     assert (found.uid, found.gid, set(found.groups)) == (os.geteuid(), os.getegid(), set(os.getgroups()))
 
 
