@@ -15,6 +15,8 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from manifest.errors import Unavailable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -85,14 +87,20 @@ class Watch:
 
     @contextmanager
     def over(self, deadline: float) -> Iterator[Attempt]:
-        """An attempt that is cut off at ``deadline`` (s of time.monotonic) unless the block is left before."""
+        """An attempt that is cut off at ``deadline`` (s of time.monotonic) unless the block is left before.
+
+        Raises Unavailable when the machine has no thread to watch over it.
+        """
         attempt = Attempt(deadline)
         with self._changed:
-            self._live.add(attempt)
             if not self._runs:
+                try:
+                    threading.Thread(target=self._run, name="damfs-deadlines", daemon=True).start()
+                except RuntimeError as error:
+                    raise Unavailable(f"nobody watches over a request's deadline: {error}") from error
                 self._runs = True
-                threading.Thread(target=self._run, name="damfs-deadlines", daemon=True).start()
-            elif deadline < self._wakes_at:
+            self._live.add(attempt)
+            if deadline < self._wakes_at:
                 self._changed.notify()
         try:
             yield attempt

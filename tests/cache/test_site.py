@@ -170,6 +170,33 @@ def test_an_answer_that_drips_ends_at_the_deadline(said: bytes, s3_library: Libr
         ended.set()
 
 
+def test_deadlines_count_after_the_machine_had_no_thread_to_watch_over_them(
+    s3_library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+
+    def drip(connection: socket.socket, _: bytes) -> None:
+        try:
+            connection.sendall(HEAD)
+            while not ended.wait(0.02):
+                connection.sendall(b"a")
+        finally:
+            ended.set()
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with canned_server(drip) as url:
+        site = SiteCache(s3_library, url)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(Unavailable, match="can't start new thread"):
+                site.get(KEY, timeout_s=0.5, bytes_max=2000)
+        with pytest.raises(Unavailable, match="in time"):
+            site.get(KEY, timeout_s=0.5, bytes_max=2000)
+        ended.set()
+
+
 def test_a_tls_handshake_that_never_ends_is_left_at_the_deadline(s3_library: Library) -> None:
     def drip(connection: socket.socket, _: bytes) -> None:
         connection.sendall(b"\x16\x03\x03\x40\x00")  # a record of 16 KiB
