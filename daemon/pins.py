@@ -242,6 +242,9 @@ class Pins:
             kept.progress.error = str(error)  # no fault: it goes on by itself
         except (DamfsError, sqlite3.Error, OSError) as error:
             self._say(kept, str(error))
+        except Exception as error:  # a pin is no reason to end the mount
+            log.exception("pin %d of %s met a bug, and is tried again", kept.pin.id, kept.pin)
+            self._say(kept, f"a bug of damfs: {error!r}; the log has the traceback")
         kept.progress.state = "incomplete"
         return False
 

@@ -217,6 +217,9 @@ class Prefetch:
                 error = done.first
             except (DamfsError, sqlite3.Error, OSError) as caught:
                 done, error = None, caught
+            except Exception as caught:  # a job is no reason to end the mount
+                log.exception("job %d (%s) met a bug, and is tried again", job.record.id, job.record.name)
+                done, error = None, Unavailable(f"a bug of damfs: {caught!r}; the log has the traceback")
             if done is not None and error is None:
                 if not done.incomplete:
                     await self._end(job, "complete")

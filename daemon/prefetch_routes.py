@@ -21,6 +21,7 @@ from pydantic import Field
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from daemon import serve
 from daemon.prefetch import ENDED_MAX, JOBS_MAX
 from daemon.routing import Body, guarded, read, require_admin
 from daemon.wants import RANGES_MAX, WANTS_MAX, Want
@@ -70,12 +71,12 @@ def routes(prefetch: Prefetch) -> list[Route]:
         return JSONResponse(prefetch.get(number))
 
     async def measure(request: Request) -> Response:
-        body = await read(request, MeasureRequest, bytes_max=BODY_BYTES_MAX)
+        body = await read(request, MeasureRequest, bytes_max=_bytes_max(request))
         require_admin(request, "a prefetch is measured")
         return JSONResponse(await prefetch.measure(await _wants(body.wants)))
 
     async def add(request: Request) -> Response:
-        body = await read(request, AddRequest, bytes_max=BODY_BYTES_MAX)
+        body = await read(request, AddRequest, bytes_max=_bytes_max(request))
         require_admin(request, "something is prefetched")
         log.info("%s prefetches %s", request.state.peer, body.name)
         return JSONResponse(await prefetch.add(await _wants(body.wants), body.name))
@@ -93,6 +94,11 @@ def routes(prefetch: Prefetch) -> list[Route]:
         Route("/v1/prefetch/add", guarded(add), methods=["POST"]),
         Route("/v1/prefetch/cancel", guarded(cancel), methods=["POST"]),
     ]
+
+
+def _bytes_max(request: Request) -> int:
+    """Who will be refused anyway is not to fill the memory before."""
+    return BODY_BYTES_MAX if request.state.surface == "admin" else serve.BODY_BYTES_MAX
 
 
 async def _wants(values: list[dict[str, Any]]) -> list[Want]:

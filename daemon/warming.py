@@ -9,6 +9,7 @@ at a time some are looked at later, at their next open. What cannot be had is to
 from __future__ import annotations
 
 import logging
+import sqlite3
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import trio
@@ -59,8 +60,10 @@ class Warming:
         async for show, row in self._receive:
             try:
                 await self._look(show, row)
-            except DamfsError as error:
+            except (DamfsError, sqlite3.Error, OSError) as error:
                 log.warning("%s: what %s was published with is not prefetched: %s", show, row.name, error)
+            except Exception:  # warming is no reason to end the mount
+                log.exception("%s: what %s was published with is not prefetched, for a bug", show, row.name)
 
     async def _look(self, show: str, row: Row) -> None:
         revision = str(row.since)

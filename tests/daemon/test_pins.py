@@ -132,6 +132,17 @@ async def test_a_replica_that_fails_leaves_a_pin_incomplete(tmp_path: Path, file
         await until(lambda: state(found) == "complete")
 
 
+async def test_a_bug_that_a_pin_meets_ends_nothing(tmp_path: Path, file_library: Library, show: Show) -> None:
+    show.look.set()
+    show.fault = RuntimeError("can't start new thread")
+    async with kept(tmp_path, file_library, show) as (_, found):
+        await found.add(SHOW, None, "plate", recursive=True)
+        await until(lambda: state(found) == "incomplete")
+        assert "can't start new thread" in found.all()[0]["error"]
+        show.fault = None
+        await until(lambda: state(found) == "complete")
+
+
 async def test_a_show_that_goes_on_while_a_pin_downloads_is_looked_at_again(
     tmp_path: Path, file_library: Library, show: Show
 ) -> None:

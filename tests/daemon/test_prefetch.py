@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import sqlite3
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from starlette.requests import Request
 
 from cache.pinned import Pinned
 from cache.queue import Priority
-from daemon import bringing, prefetch
+from daemon import bringing, prefetch, prefetch_routes, serve
 from daemon.prefetch import Prefetch
 from daemon.wants import Missing, Want, Wanted
+from daemon.warming import Warming
 from manifest.errors import Busy, ConfigurationError, NotFound, Unavailable
-from manifest.replica import Kind, Row
+from manifest.replica import ROOT, Kind, Row
 from tests.cache.contents import SHOW, central, flip, missing, opened, put, quiet, sample, until
 
 if TYPE_CHECKING:
@@ -182,6 +186,21 @@ async def test_a_job_goes_on_when_the_source_is_back(tmp_path: Path, file_librar
         source.fault = lambda _: None
         await until(lambda: state(found) == "complete")
         assert found.get(1)["error"] is None
+
+
+async def test_a_bug_that_a_job_meets_ends_nothing(
+    tmp_path: Path, file_library: Library, show: Show, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_self: Show, _content: bytes) -> Recipe | None:
+        raise RuntimeError("can't start new thread")
+
+    async with running(tmp_path, central(file_library), show) as (_, found):
+        with monkeypatch.context() as patch:
+            patch.setattr(Show, "recipe", fail)
+            await found.add(PLATE, "plate")
+            await until(lambda: state(found) == "waiting")
+            assert "can't start new thread" in found.get(1)["error"]
+        await until(lambda: state(found) == "complete")
 
 
 async def test_a_job_outlives_the_daemon_and_an_ended_one_is_remembered(
@@ -356,3 +375,42 @@ async def test_a_read_of_what_was_prefetched_tells_its_group(tmp_path: Path, fil
         await quiet(cache)
         await cache.shelves[0].flusher.flush_touches()
         assert {c.group for c in cache.shelves[0].index.candidates("1", (), "id", 9)} == {GROUP}
+
+
+@pytest.mark.parametrize("fault", [sqlite3.OperationalError("disk I/O error"), OSError("no"), RuntimeError("a bug")])
+async def test_a_replica_that_fails_while_a_version_is_warmed_ends_nothing(
+    fault: Exception, tmp_path: Path, file_library: Library, show: Show, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Exception] = []
+
+    async def fail(_self: Show, _question: object) -> None:
+        asked.append(fault)
+        raise fault
+
+    monkeypatch.setattr(Show, "ask", fail)
+    async with running(tmp_path, central(file_library), show) as (_, found), trio.open_nursery() as nursery:
+        warming = Warming(found, show)  # type: ignore[arg-type]
+        nursery.start_soon(warming.run)
+        for parent in range(2):
+            warming.opened(SimpleNamespace(show=SHOW), ROOT._replace(parent=parent))  # type: ignore[arg-type]
+        await until(lambda: len(asked) == 2)
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_will_be_refused_fills_no_memory_before() -> None:
+    pieces = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal pieces
+        await trio.lowlevel.checkpoint()
+        pieces += 1
+        return {"type": "http.request", "body": b" " * serve.BODY_BYTES_MAX, "more_body": pieces < 100}
+
+    for route in prefetch_routes.routes(SimpleNamespace()):  # type: ignore[arg-type]
+        if route.methods is None or "POST" not in route.methods or route.path.endswith("cancel"):
+            continue
+        pieces = 0
+        scope = {"type": "http", "method": "POST", "path": route.path, "headers": [], "query_string": b"",
+                 "state": {"surface": "view", "peer": None}}  # fmt: skip
+        answer = await route.endpoint(Request(scope, receive))
+        assert (answer.status_code, pieces) == (400, 2)
