@@ -276,8 +276,10 @@ class Flusher:
             for taken in rows:
                 self._not_claimed(taken.content)
             return False
-        for taken, (row_id, replaced) in zip(rows, written, strict=True):
+        for taken, (row_id, replaced, replaced_file) in zip(rows, written, strict=True):
             content, row = taken.content, taken.row
+            if replaced_file != taken.file.name and _are_of_one_content(replaced_file, taken.file.name):
+                self._drop_later(0, replaced_file, 0)
             if replaced is not None:
                 self._capacity.give_back(replaced)
             elif not row.id:
@@ -345,3 +347,8 @@ class Flusher:
 
 def _nothing(_: object) -> None:
     pass
+
+
+def _are_of_one_content(name: str, other: str) -> bool:
+    """Whether two names of files differ in their random part alone."""
+    return name.rpartition(".")[0] == other.rpartition(".")[0]

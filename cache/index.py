@@ -126,11 +126,13 @@ _DISK_CODES = frozenset((
 class Written(NamedTuple):
     """What became of a committed row. ``id`` 0: it was to be updated and is not there any more.
 
-    ``replaced``: the charge of another row of the same content that had to go; None when there was none.
+    ``replaced``: the charge of another row of the same content that had to go; None when there was none. Its file,
+    ``replaced_file``, is nobody's then; empty for one without. That row may have been damaged, its name be any.
     """
 
     id: int
     replaced: int | None
+    replaced_file: str = ""
 
 
 class Index:
@@ -265,14 +267,16 @@ class Index:
                     written.append(Written(row.id if changed else 0, None))
                 else:
                     replaced = self._writer.execute(
-                        "DELETE FROM objects WHERE tenant = ? AND content = ? RETURNING charge", row.key
+                        "DELETE FROM objects WHERE tenant = ? AND content = ? RETURNING charge, CAST(file AS BLOB)",
+                        row.key,
                     ).fetchall()
                     cursor = self._writer.execute(
                         "INSERT INTO objects(tenant, content, size, chunks, whole, file, present_bytes, "
                         "charge, used, checksum, present, grp) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                         (row.tenant, row.content, *values, row.grp),
                     )
-                    written.append(Written(cursor.lastrowid or 0, replaced[0][0] if replaced else None))
+                    charge, file = replaced[0] if replaced else (None, None)
+                    written.append(Written(cursor.lastrowid or 0, charge, (file or b"").decode(errors="replace")))
                     if row.packed:
                         chunks.record(self._writer, cursor.lastrowid or 0, row.tenant, row.content, row.packed)
         return written

@@ -111,6 +111,7 @@ async def test_a_disk_that_does_not_say_what_it_has_of_a_file_keeps_nobody_from_
         await until(lambda: files.open_count == 0)
         assert await read_sample(cache, made) == made.data
         await quiet(cache)
+        assert len([name for name in files.folder.rglob("*") if name.is_file()]) == 1, "the file before it is gone"
 
 
 async def test_a_disk_that_does_not_give_a_recipe_keeps_nobody_from_fetching_that(

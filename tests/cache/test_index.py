@@ -355,3 +355,26 @@ def test_rows_can_go_on_a_disk_that_is_full_to_the_last_block() -> None:
         assert index.delete(ids[128:])[1] == 72
         assert (disk.path / "index.db.ballast").stat().st_blocks * 512 == BALLAST_BYTES
         index.close()
+
+
+@pytest.mark.parametrize("name", ["of another", "no text"])
+async def test_a_damaged_row_that_is_replaced_takes_no_file_of_another_content_with_it(
+    name: str, folder: Path, file_library: Library, source: FaultySource, expects_log: pytest.LogCaptureFixture
+) -> None:
+    one, other = (put(file_library, sample(i, MIB)) for i in range(2))
+    async with opened(folder, [source]) as cache:
+        await read_sample(cache, one)
+        await read_sample(cache, other)
+    with closing(sqlite3.connect(folder / "index.db")) as database, database:
+        value = "'./' || (SELECT file FROM objects WHERE content = ?2)"
+        if name == "no text":
+            value = "CAST(coalesce(x'ff2f', ?2) AS TEXT)"
+        database.execute(f"UPDATE objects SET file = {value} WHERE content = ?1", (one.content, other.content))
+    async with opened(folder, [source]) as cache:
+        assert await read_sample(cache, one) == one.data
+        await settle(cache)
+        asked = len(source.asked)
+        for made in (one, other):
+            assert await read_sample(cache, made) == made.data
+        assert len(source.asked) == asked
+        await accounts_agree(cache)
