@@ -3,8 +3,8 @@
 State: none of its own. Rules:
 - A read is exactly as long as asked (within the size) or an error.
 - Reads of the cache disk have a limiter of their own: neither sources nor stores can hold them up.
-- What the cache disk does not give back is not an error of the reader's: it is dropped and fetched. A recipe that the
-  index does not give within LOOK_UP_S is fetched, too.
+- What the cache disk does not give back is not an error of the reader's: it is dropped and fetched. A recipe or a small
+  content that the disk does not give within LOOK_UP_S is fetched, too.
 """
 
 from __future__ import annotations
@@ -230,9 +230,11 @@ class Reader:
             with times.fetching():
                 recipe = await self._load_recipe(content, deadline, priority)
         key = small_key(content.tenant, content.content)
-        data = await trio.to_thread.run_sync(
-            self._get_small, key, recipe, abandon_on_cancel=True, limiter=self._small_limiter
-        )
+        data: bytes | None = None
+        with trio.move_on_after(LOOK_UP_S):
+            data = await trio.to_thread.run_sync(
+                self._get_small, key, recipe, abandon_on_cancel=True, limiter=self._small_limiter
+            )
         if data is not None:
             self._counters.hit(content.tenant, "small", size)
             return data[offset : offset + size]

@@ -15,6 +15,7 @@ from cache.fetch import Ring
 from cache.files import write_chunk
 from cache.index import Index, ObjectRow
 from cache.queue import Queue
+from cache.small import SmallStore
 from cache.sources.protocol import ObjectRef
 from tests.cache.contents import MIB, SHOW, opened, put, quiet, read_sample, sample, until
 
@@ -129,6 +130,25 @@ async def test_a_disk_that_does_not_give_a_recipe_keeps_nobody_from_fetching_tha
         for one in made:
             with trio.fail_after(10):
                 assert await read_sample(cache, one, with_recipe=False) == one.data
+        answers.set()
+        await quiet(cache)
+
+
+async def test_a_disk_that_does_not_give_a_small_content_keeps_nobody_from_fetching_that(
+    folder: Path, file_library: Library, source: FaultySource, monkeypatch: pytest.MonkeyPatch, answers: threading.Event
+) -> None:
+    monkeypatch.setattr("cache.read.LOOK_UP_S", 0.1)
+    made = [put(file_library, sample(i, 1000)) for i in range(6)]
+
+    def hang(_store: SmallStore, _key: bytes) -> bytes | None:
+        answers.wait(60)
+        return None
+
+    monkeypatch.setattr(SmallStore, "get", hang)
+    async with opened(folder, [source]) as cache:
+        for one in made:
+            with trio.fail_after(10):
+                assert await read_sample(cache, one) == one.data
         answers.set()
         await quiet(cache)
 
