@@ -46,7 +46,7 @@ class Bandwidth:
         if self._rate is None:
             return 0.0
         self._refill(self._rate, now)
-        return max(0.0, -self._left / self._rate)
+        return -self._left / self._rate if self._left <= -1 else 0.0  # less than a byte is what rounding leaves
 
     def _refill(self, rate: int, now: float) -> None:
         if self._at is not None:

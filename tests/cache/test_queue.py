@@ -224,3 +224,12 @@ def test_threads_that_send_share_the_bandwidth() -> None:
     for thread in threads:
         thread.join()
     assert 0 < sum(sent) <= MB * (time.monotonic() - begin + BURST_S) + 100_000
+
+
+def test_who_has_waited_as_long_as_the_bandwidth_said_need_not_wait_for_what_rounding_left() -> None:
+    for rate in (3, 7, 20_000, 333_333_333):
+        bandwidth, now = Bandwidth(rate), 12_345.678
+        for amount in range(1, 5000, 7):
+            bandwidth.pay(rate + amount, now)
+            now += bandwidth.wait_s(now)
+            assert bandwidth.wait_s(now) == 0
