@@ -122,11 +122,13 @@ class Pipeline:
             thread.start()
         try:
             yield from self._collect(len(readers), uploaders)
+        except BaseException:
+            if self._uploader:
+                self._uploader.stop()
+            raise
         finally:
             self._stopped.set()
             self._blocks.stop()
-            if self._uploader:
-                self._uploader.stop()
             for _ in uploaders:
                 self._parts.put(None)
             deadline = time.monotonic() + _JOIN_S
