@@ -15,7 +15,7 @@ import pytest
 
 from manifest.library import Library
 from tests import media
-from tests.harness import Studio, studio
+from tests.harness import Studio, studio, wait_until
 from vfs.binding import kernel_why_not
 
 if TYPE_CHECKING:
@@ -124,6 +124,16 @@ def random_bytes(size_bytes: int, seed: int = 0) -> bytes:
     import random
 
     return random.Random(f"{size_bytes} {seed}").randbytes(size_bytes)
+
+
+def evict(user: Studio, place: str) -> None:
+    """Let go of all that is cached there: what was just brought is in use for a moment."""
+
+    def nothing_is_cached() -> bool:
+        user.complete("cache", "evict", place)
+        return not any(entry["cached_bytes"] for entry in user.json("cache", "ls", place)["entries"])
+
+    wait_until(nothing_is_cached, f"{place} to be evicted", 30)
 
 
 def read_error(path: Path) -> int:

@@ -12,7 +12,7 @@ import pytest
 
 from daemon import recorded
 from tests.harness import Mount, Studio, studio, wait_until
-from tests.mount.conftest import mounting_with, random_bytes, write_tree
+from tests.mount.conftest import evict, mounting_with, random_bytes, write_tree
 from tests.mount.test_prefetch import jobs, percent, without_store
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def user(shown: tuple[Studio, Mount]) -> Studio:
 @pytest.fixture
 def live(shown: tuple[Studio, Mount]) -> Path:
     for place in ("apollo:cache", "apollo:plate"):
-        shown[0].run("cache", "evict", place)
+        evict(shown[0], place)
     return shown[1].path / "apollo"
 
 
@@ -88,7 +88,7 @@ def test_what_a_program_and_its_children_read_is_brought_again_and_is_all_they_n
     assert any(start <= 20_000_000 and stop >= 20_010_000 for start, stop in big.ranges)
     assert sum(stop - start for start, stop in big.ranges) < 1_000_000
     assert any(start <= 8_000_000 < stop for start, stop in found["cache/v001/mapped.vdb"].ranges)
-    user.run("cache", "evict", "apollo:cache")
+    evict(user, "apollo:cache")
     forget_pages(*(folder / name for name in FILES))
     user.run("prefetch", "--trace", tmp_path / "t", "--wait")
     assert 0 < percent(folder / "big.vdb") < 100
@@ -104,7 +104,7 @@ def test_a_picture_is_rendered_without_the_store_after_its_trace_was_brought(
     program = ["oiiotool", *map(str, frames), "--add", "--add", "-o", str(tmp_path / "sum.exr")]
     found = trace(user, tmp_path / "t", *program)
     assert [Path(path).name for path in found] == [frame.name for frame in frames]
-    user.run("cache", "evict", "apollo:plate")
+    evict(user, "apollo:plate")
     forget_pages(*frames)
     user.run("prefetch", "--trace", tmp_path / "t", "--at", "apollo@2", "--wait")
     with without_store(user):
@@ -165,7 +165,7 @@ def test_a_version_carries_a_trace_that_warms_a_node(user: Studio, live: Path, t
     place, source = "apollo:comp/v001", write_tree(tmp_path / "v001", {"comp.nk": b"v001"})
     user.run("publish", source, place, "--with-trace", tmp_path / "t")
     user.run("sync", "apollo")
-    user.run("cache", "evict", "apollo:cache")
+    evict(user, "apollo:cache")
     said = user.run("prefetch", place, "--traced", "--wait")
     assert "1 file of 293.0 KiB" in said
     assert percent(name) == 100
@@ -210,7 +210,7 @@ def test_a_trace_that_means_harm_does_none(user: Studio, live: Path, tmp_path: P
 def test_the_first_open_in_a_version_begins_the_prefetch_of_its_trace(user: Studio, live: Path, tmp_path: Path) -> None:
     name = live / "cache/v001/child.exr"
     trace(user, tmp_path / "t", "md5sum", name)
-    user.run("cache", "evict", "apollo:cache")
+    evict(user, "apollo:cache")
     published(user, tmp_path, {"v021": (tmp_path / "t").read_bytes(), "v022": HEAD + line(ranges=[[5, 1]])})
     before = len(jobs(user))
     for version in ("v021", "v021", "v022"):
