@@ -43,10 +43,11 @@ def filled(mount: Mount) -> Studio:
 
 
 def read(mount: Mount, show: str, files: dict[str, bytes]) -> None:
-    """Read all these, and wait until they are kept."""
+    """Read all these, and wait until they are kept, and nothing has any of it open."""
     for path, data in files.items():
         assert (mount.path / show / path).read_bytes() == data
     wait_until(lambda: cached(mount, show) == dict.fromkeys(files, 100), "everything to be kept")
+    wait_until(lambda: mount.status()["cache"]["open_objects"] == 0, "everything to be closed", 30)
 
 
 def cached(mount: Mount, show: str) -> dict[str, int]:
