@@ -29,12 +29,8 @@ check: install  ## ruff, mypy --strict, the direction of the imports
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
-AGAIN = --last-failed --last-failed-no-failures none
-
-test: install   ## every test, on real mounts; what measures time, or failed beside others, runs alone at the end
-	$(BIN)/python -m pytest -n 3 --dist loadfile -m 'not alone' $(TEST_ARGS) || \
-		{ [ $$? = 1 ] && echo "repeated alone, for nothing may fail there:" && \
-		$(BIN)/python -m pytest -m 'not alone' $(AGAIN) $(TEST_ARGS); }
+test: install   ## every test, on real mounts; what measures time runs last and alone
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not alone' $(TEST_ARGS)
 	$(BIN)/python -m pytest -m alone $(TEST_ARGS)
 
 drill: install  ## the random tests and the kills with many more rounds: an hour or more
